@@ -1,0 +1,1 @@
+namespace octet::kernels {}
