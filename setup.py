@@ -15,7 +15,8 @@ class CMakeBuild(build_ext):
     """Configures build/python, builds it and installs it where setuptools wants the extension: a wheel or an editable tree."""
 
     def build_extension(self, ext: Extension) -> None:
-        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        editable = self.inplace or self.editable_mode
+        package = ROOT / "python" / "octet" if editable else Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / "python"
         options = [
             "-DCMAKE_BUILD_TYPE=Release",
