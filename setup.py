@@ -15,8 +15,7 @@ class CMakeBuild(build_ext):
     """Configures build/python, builds it and installs it where setuptools wants the extension: a wheel or an editable tree."""
 
     def build_extension(self, ext: Extension) -> None:
-        editable = self.inplace or self.editable_mode
-        package = ROOT / "python" / "octet" if editable else Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / "python"
         options = [
             "-DCMAKE_BUILD_TYPE=Release",
@@ -31,6 +30,8 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *options])
         subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
         subprocess.check_call(["cmake", "--install", str(build)])
+        if self.editable_mode:  # setuptools brings over octet._C alone; the library and headers belong beside it
+            subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(ROOT / "python" / "octet")])
 
 
 setup(ext_modules=[Extension("octet._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
