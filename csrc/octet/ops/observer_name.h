@@ -1,0 +1,18 @@
+// The names of observers in op schemas. Not a public header.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <string_view>
+
+#include "octet/core/observer.h"
+
+namespace octet::detail {
+
+inline Observer parse_observer(const char* op, std::string_view name) {
+  if (name == "min_max") return Observer::kMinMax;
+  TORCH_CHECK(name == "moving_average", op, ": observer must be \"min_max\" or \"moving_average\" (got \"", name, "\")");
+  return Observer::kMovingAverage;
+}
+
+}  // namespace octet::detail
