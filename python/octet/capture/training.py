@@ -1,0 +1,55 @@
+"""Checks that the graph of the evaluation forward is also right for training.
+
+A graph has no `if self.training`. So the model and its graph both run once in training mode on the example, from the
+same random state, on copies: a different output structure is an error, different values are worth a warning.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError
+
+
+def check_training_forward(model: nn.Module, graph: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raises CaptureError where training changes the output structure; warns where it changes the values."""
+    name = type(model).__name__
+    try:
+        expected, spec = _run(copy.deepcopy(model).train(), args, kwargs)
+    except Exception as error:
+        raise CaptureError(f"capture: {name}'s forward fails in training mode on the example: {error}") from error
+    _, eval_spec = _run(copy.deepcopy(model).eval(), args, kwargs)
+    if spec != eval_spec:
+        raise CaptureError(
+            f"capture: {name} must return the same structure in training and evaluation mode (got {_show(spec)} and "
+            f"{_show(eval_spec)}); wrap it in a module that returns what you train on in both"
+        )
+    actual, _ = _run(copy.deepcopy(graph).train(), args, kwargs)
+    if not all(_close(a, e) for a, e in zip(actual, expected, strict=True)):
+        warnings.warn(
+            f"capture: in training mode {name} computes other values than its graph, which is the evaluation forward "
+            "(dropout inside attention, a branch on self.training, ...); that part is missing from training",
+            stacklevel=3,
+        )
+
+
+def _run(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        return pytree.tree_flatten(module(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+
+
+def _close(actual: Any, expected: Any) -> bool:
+    if not isinstance(expected, torch.Tensor):
+        return actual == expected
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _show(spec: pytree.TreeSpec) -> str:
+    return "a tensor" if spec.is_leaf() else f"{getattr(spec.type, '__name__', spec.type)} of {spec.num_leaves}"
