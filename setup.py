@@ -1,6 +1,7 @@
 """Builds liboctet and octet._C with CMake (CMakeLists.txt is the only truth about sources and flags) and installs them into the package."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ class CMakeBuild(build_ext):
             f"-DPython3_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={package}",
             "-DCMAKE_INSTALL_LIBDIR=lib",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),  # the caller's word comes last and wins
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *options])
