@@ -44,7 +44,7 @@ build: $(BUILD)/.editable
 
 $(BUILD)/.editable: $(VENV) setup.py pyproject.toml version.txt
 	CMAKE_ARGS="-DOCTET_BUILD_TESTS=ON -DOCTET_BUILD_EXAMPLES=ON $(CMAKE_ARGS)" \
-	  $(PY) -m pip install -q --no-deps --no-build-isolation -v -e .
+	  $(PY) -m pip install -v --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV): pyproject.toml tools/bootstrap.sh
