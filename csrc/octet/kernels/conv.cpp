@@ -1,0 +1,65 @@
+#include "octet/kernels/conv.h"
+
+#include <cassert>
+
+#include "octet/kernels/kernel_set.h"
+
+namespace octet::kernels {
+
+Dims conv_output_size(const ConvShape& shape) {
+  Dims out{};
+  for (int a = 0; a < 3; ++a) {
+    const int64_t room = shape.in[a] + 2 * shape.padding[a] - shape.dilation[a] * (shape.kernel[a] - 1) - 1;
+    out[a] = room < 0 ? 0 : room / shape.stride[a] + 1;
+  }
+  return out;
+}
+
+struct PackedConv::Impl {
+  Isa isa;
+  const ConvFamily* family;
+  PackedWeights weights;
+};
+
+namespace {
+
+const ConvFamily& choose_family(const ConvShape& shape, Isa isa) {
+  for (const ConvFamily& family : kernel_set(isa).conv) {
+    if (family.accepts(shape)) return family;
+  }
+  return generic_kernels().conv.back();  // takes every shape
+}
+
+void run(const PackedConv::Impl& impl, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+         const ConvOutput& y, ParallelFor parallel) {
+  assert(shape.out == conv_output_size(shape));
+  if (shape.batch * shape.pixels() == 0) return;
+  impl.family->run(impl.weights, shape, x, epilogue, y, parallel);
+}
+
+}  // namespace
+
+PackedConv::PackedConv(const int8_t* weights, const ConvShape& shape, Isa isa) {
+  const ConvFamily& family = choose_family(shape, isa);
+  impl_ = std::make_unique<const Impl>(Impl{isa, &family, family.pack(weights, shape)});
+}
+
+PackedConv::PackedConv(PackedConv&&) noexcept = default;
+PackedConv& PackedConv::operator=(PackedConv&&) noexcept = default;
+PackedConv::~PackedConv() = default;
+
+Isa PackedConv::isa() const { return impl_->isa; }
+std::string_view PackedConv::kernel_name() const { return impl_->family->name; }
+size_t PackedConv::bytes() const { return impl_->weights.codes.size() + impl_->weights.sums.size(); }
+
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, uint8_t* y,
+              ParallelFor parallel) {
+  run(weights.impl(), shape, x, epilogue, {.codes = y}, parallel);
+}
+
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, float scale,
+              float* y, ParallelFor parallel) {
+  run(weights.impl(), shape, x, epilogue, {.floats = y, .scale = scale}, parallel);
+}
+
+}  // namespace octet::kernels

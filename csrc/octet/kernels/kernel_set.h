@@ -1,0 +1,84 @@
+// Internal to kernels: what one ISA provides. Row functions work on one contiguous run; the drivers in conv.cpp,
+// elementwise.cpp and pool.cpp cut tensors into rows and share them among threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "octet/kernels/aligned_bytes.h"
+#include "octet/kernels/conv.h"
+#include "octet/kernels/dispatch.h"
+#include "octet/kernels/elementwise.h"
+
+namespace octet::kernels {
+
+// Where a convolution's codes go: as they are, or dequantized.
+struct ConvOutput {
+  uint8_t* codes = nullptr;
+  float* floats = nullptr;
+  float scale = 1.0f;
+};
+
+struct PackedWeights {
+  AlignedBytes codes;
+  AlignedBytes sums;  // int32, sum of an output channel's codes: the zero point's share of the accumulator
+};
+
+// One way to convolve. A KernelSet lists its families in order of preference; the first that takes the shape packs and runs.
+struct ConvFamily {
+  std::string_view name;
+  bool (*accepts)(const ConvShape& shape);
+  PackedWeights (*pack)(const int8_t* weights, const ConvShape& shape);
+  void (*run)(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+              const ConvOutput& y, ParallelFor parallel);
+};
+
+// The grid of a row: one entry for all elements, or (per_element) one each.
+struct RowGrid {
+  const float* scale = nullptr;
+  const int32_t* zero_point = nullptr;
+  bool per_element = false;
+  int32_t qmin = 0;
+  int32_t qmax = 255;
+};
+
+struct RowKernels {
+  void (*quantize_u8)(const float* x, int64_t n, const RowGrid& grid, uint8_t* q);
+  void (*quantize_s8)(const float* x, int64_t n, const RowGrid& grid, int8_t* q);
+  void (*dequantize_u8)(const uint8_t* q, int64_t n, const RowGrid& grid, float* y);
+  void (*dequantize_s8)(const int8_t* q, int64_t n, const RowGrid& grid, float* y);
+  void (*fake_quantize)(const float* x, int64_t n, const RowGrid& grid, float* y, uint8_t* flags);  // flags: 0/1, or null
+  void (*pack_bits)(const uint8_t* flags, int64_t n, uint8_t* bits);
+  void (*mask)(const float* grad, const uint8_t* bits, int64_t n, float* grad_x);
+  void (*min_max)(const float* x, int64_t n, float* min, float* max);           // one entry, NaN if any is
+  void (*min_max_each)(const float* x, int64_t n, float* min, float* max);      // n entries
+  void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
+  void (*add)(const uint8_t* a, const uint8_t* b, int64_t n, const AddParams& params, uint8_t* y);
+  void (*mul)(const uint8_t* a, const uint8_t* b, int64_t n, const MulParams& params, uint8_t* y);
+  void (*max_codes)(const uint8_t* x, int64_t n, uint8_t* y);                   // y = max(y, x)
+  void (*sum_codes)(const uint8_t* x, int64_t n, int32_t* sum);                 // sum += x
+  void (*requantize)(const int32_t* acc, int64_t n, int32_t offset, float multiplier, int32_t zero_point,
+                     CodeBounds bounds, uint8_t* y);                            // of acc + offset
+};
+
+struct KernelSet {
+  Isa isa;
+  std::string_view row_name;  // of the row kernels, in the kernel table
+  std::span<const ConvFamily> conv;
+  RowKernels rows;
+};
+
+const KernelSet& kernel_set(Isa isa);
+inline const KernelSet& active_kernels() { return kernel_set(active_isa()); }
+
+const KernelSet& generic_kernels();
+#if defined(OCTET_X86)
+const KernelSet& avx2_kernels();
+const KernelSet& avx512vnni_kernels();
+#endif
+#if defined(OCTET_NEON)
+const KernelSet& neondot_kernels();
+#endif
+
+}  // namespace octet::kernels

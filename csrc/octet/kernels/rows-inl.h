@@ -1,0 +1,176 @@
+// The row kernels, written once in plain C++ and compiled for each ISA: included inside that ISA's namespace and target region
+// (no include guard, no includes). The loops have no branches and no calls, so that the compiler vectorizes them.
+
+// Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to even, on every ISA and without a call; the result is never -0, so
+// scale * round(x / scale) equals dequantize(quantize(x)) in every bit. Callers clamp first.
+constexpr float kRounder = 0x1.8p23f;
+static inline float round_small(float x) { return (x + kRounder) - kRounder; }
+
+static inline float clamp_float(float x, float low, float high) {
+  const float raised = x < low ? low : x;  // NaN stays
+  return raised > high ? high : raised;
+}
+
+static inline int32_t requantize_float(float x, float low, float high, int32_t zero_point) {
+  return static_cast<int32_t>(round_small(clamp_float(x, low, high))) + zero_point;
+}
+
+template <bool kEach, class Code>
+static void quantize_loop(const float* __restrict x, int64_t n, const RowGrid& grid, Code* __restrict q) {
+  const float* __restrict scale = grid.scale;
+  const int32_t* __restrict zero_point = grid.zero_point;
+  const int32_t qmin = grid.qmin, qmax = grid.qmax;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t g = kEach ? i : 0;
+    const int32_t z = zero_point[g];
+    const float steps = x[i] / scale[g];
+    const float known = steps == steps ? steps : 0.0f;
+    q[i] = static_cast<Code>(
+        requantize_float(known, static_cast<float>(qmin - z), static_cast<float>(qmax - z), z));
+  }
+}
+
+template <class Code>
+static void quantize_row(const float* x, int64_t n, const RowGrid& grid, Code* q) {
+  grid.per_element ? quantize_loop<true>(x, n, grid, q) : quantize_loop<false>(x, n, grid, q);
+}
+
+template <bool kEach, class Code>
+static void dequantize_loop(const Code* __restrict q, int64_t n, const RowGrid& grid, float* __restrict y) {
+  const float* __restrict scale = grid.scale;
+  const int32_t* __restrict zero_point = grid.zero_point;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t g = kEach ? i : 0;
+    y[i] = scale[g] * static_cast<float>(static_cast<int32_t>(q[i]) - zero_point[g]);
+  }
+}
+
+template <class Code>
+static void dequantize_row(const Code* q, int64_t n, const RowGrid& grid, float* y) {
+  grid.per_element ? dequantize_loop<true>(q, n, grid, y) : dequantize_loop<false>(q, n, grid, y);
+}
+
+// y may be x, so no __restrict between them; every iteration reads its element before it writes it.
+template <bool kEach, bool kFlags>
+static void fake_quantize_loop(const float* x, int64_t n, const RowGrid& grid, float* y, uint8_t* __restrict flags) {
+  const float* __restrict scale = grid.scale;
+  const int32_t* __restrict zero_point = grid.zero_point;
+  const int32_t qmin = grid.qmin, qmax = grid.qmax;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t g = kEach ? i : 0;
+    const float low = static_cast<float>(qmin - zero_point[g]);
+    const float high = static_cast<float>(qmax - zero_point[g]);
+    // One step beyond either end still tells a clamped code from one that rounds onto the end.
+    const float steps = round_small(clamp_float(x[i] / scale[g], low - 1.0f, high + 1.0f));
+    if (kFlags) flags[i] = static_cast<uint8_t>((steps >= low) & (steps <= high));
+    y[i] = scale[g] * clamp_float(steps, low, high);
+  }
+}
+
+static void fake_quantize_row(const float* x, int64_t n, const RowGrid& grid, float* y, uint8_t* flags) {
+  if (grid.per_element) {
+    flags ? fake_quantize_loop<true, true>(x, n, grid, y, flags) : fake_quantize_loop<true, false>(x, n, grid, y, flags);
+  } else {
+    flags ? fake_quantize_loop<false, true>(x, n, grid, y, flags) : fake_quantize_loop<false, false>(x, n, grid, y, flags);
+  }
+}
+
+static void pack_bits_row(const uint8_t* __restrict flags, int64_t n, uint8_t* __restrict bits) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint8_t byte = 0;
+    for (int j = 0; j < 8; ++j) byte |= static_cast<uint8_t>(flags[i + j] << j);
+    bits[i / 8] = byte;
+  }
+  if (i == n) return;
+  uint8_t byte = 0;
+  for (int64_t j = i; j < n; ++j) byte |= static_cast<uint8_t>(flags[j] << (j - i));
+  bits[i / 8] = byte;
+}
+
+static void mask_row(const float* grad, const uint8_t* __restrict bits, int64_t n, float* grad_x) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const uint32_t byte = bits[i / 8];
+#pragma GCC ivdep
+    for (int j = 0; j < 8; ++j) grad_x[i + j] = (byte & (1u << j)) ? grad[i + j] : 0.0f;
+  }
+  for (; i < n; ++i) grad_x[i] = (bits[i / 8] >> (i % 8) & 1) ? grad[i] : 0.0f;
+}
+
+static void min_max_each_row(const float* __restrict x, int64_t n, float* __restrict min, float* __restrict max) {
+  for (int64_t i = 0; i < n; ++i) {
+    // An entry that is NaN compares false and stays; a NaN in x replaces the entry.
+    min[i] = (x[i] < min[i]) | (x[i] != x[i]) ? x[i] : min[i];
+    max[i] = (x[i] > max[i]) | (x[i] != x[i]) ? x[i] : max[i];
+  }
+}
+
+// Independent lanes, because the order of a float reduction is not the compiler's to change.
+static void min_max_row(const float* x, int64_t n, float* min, float* max) {
+  constexpr int kLanes = 64;
+  float low[kLanes], high[kLanes];
+  for (int j = 0; j < kLanes; ++j) {
+    low[j] = *min;
+    high[j] = *max;
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) min_max_each_row(x + i, kLanes, low, high);
+  min_max_each_row(x + i, n - i, low, high);
+  for (int j = 0; j < kLanes; ++j) {
+    min_max_each_row(low + j, 1, min, max);
+    min_max_each_row(high + j, 1, min, max);
+  }
+}
+
+static void lookup_row(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = table[x[i]];
+}
+
+static void add_row(const uint8_t* a, const uint8_t* b, int64_t n, const AddParams& p, uint8_t* y) {
+  const float ratio_a = p.a_ratio, ratio_b = p.b_ratio;
+  const int32_t za = p.a_zero_point, zb = p.b_zero_point, zy = p.y_zero_point;
+  const float low = static_cast<float>(p.bounds.lo - zy), high = static_cast<float>(p.bounds.hi - zy);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled_a = static_cast<float>(a[i] - za) * ratio_a;
+    const float scaled_b = static_cast<float>(b[i] - zb) * ratio_b;
+    y[i] = static_cast<uint8_t>(requantize_float(scaled_a + scaled_b, low, high, zy));
+  }
+}
+
+static void mul_row(const uint8_t* a, const uint8_t* b, int64_t n, const MulParams& p, uint8_t* y) {
+  const float multiplier = p.multiplier;
+  const int32_t za = p.a_zero_point, zb = p.b_zero_point, zy = p.y_zero_point;
+  const float low = static_cast<float>(p.bounds.lo - zy), high = static_cast<float>(p.bounds.hi - zy);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const float product = static_cast<float>((a[i] - za) * (b[i] - zb)) * multiplier;
+    y[i] = static_cast<uint8_t>(requantize_float(product, low, high, zy));
+  }
+}
+
+static void max_codes_row(const uint8_t* __restrict x, int64_t n, uint8_t* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = x[i] > y[i] ? x[i] : y[i];
+}
+
+static void sum_codes_row(const uint8_t* __restrict x, int64_t n, int32_t* __restrict sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
+}
+
+static void requantize_row(const int32_t* __restrict acc, int64_t n, int32_t offset, float multiplier, int32_t zero_point,
+                           CodeBounds bounds, uint8_t* __restrict y) {
+  const float low = static_cast<float>(bounds.lo - zero_point), high = static_cast<float>(bounds.hi - zero_point);
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] = static_cast<uint8_t>(
+        requantize_float(static_cast<float>(acc[i] + offset) * multiplier, low, high, zero_point));
+  }
+}
+
+static constexpr RowKernels row_kernels() {
+  return {quantize_row<uint8_t>, quantize_row<int8_t>, dequantize_row<uint8_t>, dequantize_row<int8_t>,
+          fake_quantize_row,     pack_bits_row,        mask_row,                min_max_row,
+          min_max_each_row,      lookup_row,           add_row,                 mul_row,
+          max_codes_row,         sum_codes_row,        requantize_row};
+}
