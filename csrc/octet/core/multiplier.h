@@ -1,6 +1,7 @@
 // Tie-free multipliers: rule 7 of docs/numerics.md.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -10,6 +11,8 @@ namespace octet {
 
 inline constexpr int32_t kLargestDenominator = 4095;
 inline constexpr double kSmallestMultiplier = 1.0 / kLargestDenominator;
+// One step of the accumulator already saturates every 8-bit grid, so larger ideals mean nothing more.
+inline constexpr double kLargestMultiplier = 512.0;
 
 // The fraction p/Q, Q odd. acc * p/Q is never nearer than 1/(2Q) to a rounding tie, so every runtime's formula rounds alike.
 struct Multiplier {
@@ -20,9 +23,10 @@ struct Multiplier {
   float value() const { return static_cast<float>(exact()); }
 };
 
-// The fraction with odd Q <= 4095 nearest to `ideal`; of equally near ones the smallest Q. ideal must be finite and at least
-// kSmallestMultiplier (the caller raises smaller ones, see fold.h).
+// The fraction with odd Q <= 4095 nearest to `ideal`; of equally near ones the smallest Q. ideal must be at least
+// kSmallestMultiplier (the caller raises smaller ones, see fold.h); above kLargestMultiplier it is that.
 inline Multiplier snap_multiplier(double ideal) {
+  ideal = std::min(ideal, kLargestMultiplier);
   Multiplier best;
   double best_error = HUGE_VAL;
   for (int32_t q = 1; q <= kLargestDenominator && best_error > 0; q += 2) {
