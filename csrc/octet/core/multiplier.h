@@ -14,7 +14,8 @@ inline constexpr double kSmallestMultiplier = 1.0 / kLargestDenominator;
 // One step of the accumulator already saturates every 8-bit grid, so larger ideals mean nothing more.
 inline constexpr double kLargestMultiplier = 512.0;
 
-// The fraction p/Q, Q odd. acc * p/Q is never nearer than 1/(2Q) to a rounding tie, so every runtime's formula rounds alike.
+// The fraction p/Q, Q odd. acc * p/Q is never nearer than 1/(2Q) to a rounding tie, so every runtime's formula rounds
+// alike.
 struct Multiplier {
   int64_t numerator = 1;
   int32_t denominator = 1;

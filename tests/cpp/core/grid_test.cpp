@@ -27,8 +27,9 @@ int32_t reference_quantize(float x, const Grid& g) {
   return static_cast<int32_t>(std::clamp<int64_t>(reference_round(steps) + g.zero_point, g.qmin, g.qmax));
 }
 
-const Grid kGrids[] = {{0.1f, 7, 0, 255}, {0.03f, 128, 1, 255}, {0.5f, 0, 0, 255}, {1e-3f, 255, 0, 255},
-                       {0.25f, 0, -127, 127}, {3.0f, 5, 0, 15}, {kSmallestScale, 3, 0, 255}, {kLargestScale, 2, 0, 3}};
+const Grid kGrids[] = {{0.1f, 7, 0, 255},           {0.03f, 128, 1, 255},    {0.5f, 0, 0, 255},
+                       {1e-3f, 255, 0, 255},        {0.25f, 0, -127, 127},   {3.0f, 5, 0, 15},
+                       {kSmallestScale, 3, 0, 255}, {kLargestScale, 2, 0, 3}};
 
 TEST(Rounding, HalvesGoToEven) {
   for (int i = -1000; i <= 1000; ++i) {
@@ -115,7 +116,8 @@ TEST(RangeToGrid, AffineCoversTheRangeAndHoldsZero) {
     const Grid g = grid_from_range(range, spec);
     const float low = std::min(range.min, 0.0f), high = std::max(range.max, 0.0f);
     ASSERT_EQ(g.scale, (high - low) / static_cast<float>(spec.qmax - spec.qmin));
-    ASSERT_EQ(g.zero_point, std::clamp<int64_t>(reference_round(static_cast<float>(spec.qmin) - low / g.scale), 0, spec.qmax));
+    ASSERT_EQ(g.zero_point,
+              std::clamp<int64_t>(reference_round(static_cast<float>(spec.qmin) - low / g.scale), 0, spec.qmax));
     ASSERT_EQ(dequantize(g.zero_point, g), 0.0f);
     // The zero point's rounding may push either end out by half a step, never by more.
     ASSERT_LE(std::fabs(fake_quantize(high, g) - high), 0.501f * g.scale);

@@ -1,5 +1,5 @@
-// Rules 6 and 7: the tie-free multipliers, and the claim that carries the whole contract: with them, the requantization formulas
-// of different runtimes give the same integer for every accumulator, near-ties included.
+// Rules 6 and 7: the tie-free multipliers, and the claim that carries the whole contract: with them, the requantization
+// formulas of different runtimes give the same integer for every accumulator, near-ties included.
 #include "octet/core/multiplier.h"
 
 #include <gtest/gtest.h>
@@ -86,7 +86,8 @@ TEST(SnapMultiplier, NearestOddFraction) {
 }
 
 TEST(SnapMultiplier, SmallestDenominatorWins) {
-  for (auto [ideal, p, q] : {std::tuple{0.2, 1, 5}, {1.0, 1, 1}, {3.0, 3, 1}, {6.0 / 9.0, 2, 3}, {1.0 / 4095, 1, 4095}}) {
+  for (auto [ideal, p, q] :
+       {std::tuple{0.2, 1, 5}, {1.0, 1, 1}, {3.0, 3, 1}, {6.0 / 9.0, 2, 3}, {1.0 / 4095, 1, 4095}}) {
     const Multiplier m = snap_multiplier(ideal);
     EXPECT_EQ(m.numerator, p);
     EXPECT_EQ(m.denominator, q);
@@ -143,7 +144,8 @@ TEST(Requantize, EveryRuntimesFormulaAgrees) {
     const int32_t zero_point = std::array{0, 128, 255, 37}[i % 4];
     for (int32_t acc : near_ties(m)) {
       const int32_t expected = clamp_code(exact_round(acc, m), zero_point);
-      ASSERT_EQ(requantize(acc, value, zero_point, kBounds), expected) << acc << " * " << m.numerator << '/' << m.denominator;
+      ASSERT_EQ(requantize(acc, value, zero_point, kBounds), expected)
+          << acc << " * " << m.numerator << '/' << m.denominator;
       ASSERT_EQ(fixed_point(acc, value, zero_point), expected);
       ASSERT_EQ(zero_point_before_rounding(acc, value, zero_point), expected);
       ASSERT_EQ(magic(acc, value, zero_point), expected);
@@ -157,7 +159,8 @@ TEST(Requantize, EveryRuntimesFormulaAgrees) {
 
 // Where multiplying accumulators in the worst place matters most: the largest the rules allow.
 TEST(Requantize, LargestAccumulators) {
-  for (int32_t acc : {kBiasLimit, -kBiasLimit, std::numeric_limits<int32_t>::max(), std::numeric_limits<int32_t>::min()}) {
+  for (int32_t acc :
+       {kBiasLimit, -kBiasLimit, std::numeric_limits<int32_t>::max(), std::numeric_limits<int32_t>::min()}) {
     const float smallest = static_cast<float>(kSmallestMultiplier);
     EXPECT_EQ(requantize(acc, smallest, 128, kBounds), acc > 0 ? 255 : 0);
     EXPECT_EQ(requantize(acc, static_cast<float>(kLargestMultiplier), 128, kBounds), acc > 0 ? 255 : 0);

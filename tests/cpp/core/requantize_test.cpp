@@ -70,7 +70,8 @@ int32_t sum_in_double(int32_t a, int32_t b, const Sum& s) {
 
 // ONNX Runtime's QDQ form: dequantize, add, quantize, each in float32.
 int32_t sum_of_dequantized(int32_t a, int32_t b, const Sum& s) {
-  const float real = s.a.grid.scale * static_cast<float>(a) + static_cast<float>(s.sign) * (s.b.grid.scale * static_cast<float>(b));
+  const float real =
+      s.a.grid.scale * static_cast<float>(a) + static_cast<float>(s.sign) * (s.b.grid.scale * static_cast<float>(b));
   return quantize(real, s.c.grid);
 }
 

@@ -56,7 +56,8 @@ TEST(SolveGrids, ScalesOfAComponentAreOddMultiplesOfOneUnit) {
     for (int component = 0; component < 3; ++component) {
       float largest = 0;
       for (size_t i = 0; i < solved.size(); ++i) {
-        if (p.ties.components[i] == component) largest = std::max(largest, scale_from_range(p.ranges[i], p.ties.specs[i]));
+        if (p.ties.components[i] == component)
+          largest = std::max(largest, scale_from_range(p.ranges[i], p.ties.specs[i]));
       }
       const float unit = std::max(largest / 1023.0f, kSmallestScale);
       for (size_t i = 0; i < solved.size(); ++i) {
@@ -66,7 +67,7 @@ TEST(SolveGrids, ScalesOfAComponentAreOddMultiplesOfOneUnit) {
         ASSERT_EQ(n % 2, 1);
         ASSERT_LE(n, 1025);
         ASSERT_EQ(solved[i].grid.scale, static_cast<float>(static_cast<double>(n) * unit));
-        ASSERT_GE(solved[i].grid.scale, wanted);                                          // covers the range
+        ASSERT_GE(solved[i].grid.scale, wanted);  // covers the range
         ASSERT_TRUE(n == 1 || static_cast<double>(n - 2) * unit < wanted) << "not the smallest";
         ASSERT_EQ(solved[i].grid.zero_point, zero_point_for(solved[i].grid.scale, p.ranges[i], p.ties.specs[i]));
         ASSERT_EQ(fake_quantize(0.0f, solved[i].grid), 0.0f);
@@ -134,7 +135,8 @@ TEST(SolveGrids, ProductsGetTieFreeMultipliers) {
 }
 
 TEST(Table, IsTheFunctionBetweenTwoGrids) {
-  const Grid in = grid_from_range({-6, 6}, activation_spec(8, false)), out = grid_from_range({0, 1}, activation_spec(8, false));
+  const Grid in = grid_from_range({-6, 6}, activation_spec(8, false)),
+             out = grid_from_range({0, 1}, activation_spec(8, false));
   const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
   const auto table = make_table(in, out, sigmoid);
   for (int32_t q = 0; q < 256; ++q) {
