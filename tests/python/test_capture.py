@@ -340,3 +340,83 @@ def test_subclassed_batch_norm_trains():
     example = (torch.randn(5, 3, 4, 4),), {}
     assert_same(run(graph.train(), example), run(model.train(), example))
     assert torch.equal(graph.state_dict()["1.running_var"], model[1].running_var)
+
+
+def same_in_both_modes(model: nn.Module, *shape: int) -> ModuleGraph:
+    """Captures a model of one image-like input and compares another batch; returns the graph."""
+    graph = capture(model, (torch.randn(2, *shape),))
+    example = (torch.randn(5, *shape),), {}
+    assert_same(run(graph.train(), example), run(model.train(), example))
+    assert_same(run(graph.eval(), example), run(model.eval(), example))
+    return graph
+
+
+def test_attention_modules():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    graph = same_in_both_modes(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 5, 8)
+    assert "layers.1.norm2" in names(graph, "call_module")
+
+
+def test_attention_dropout_warns():
+    with pytest.warns(UserWarning, match="dropout inside attention"):
+        capture(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True), (torch.randn(2, 5, 8),))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(4, 6, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x)[0][:, -1]
+
+
+def test_recurrent_modules_stay_functions():
+    graph = same_in_both_modes(Recurrent(), 7, 4)
+    assert names(graph, "call_module") == []
+    assert graph.unreached == []
+
+
+def test_computed_weights_keep_their_parametrization():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    graph = same_in_both_modes(nn.Sequential(conv, nn.ReLU()), 3, 6, 6)
+    assert names(graph, "call_module") == ["1"]
+    assert set(names(graph, "get_attr")) == {"0.bias", *(f"0.parametrizations.weight.original{i}" for i in (0, 1))}
+
+
+class GivenOutputSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.up(x), self.up(x, output_size=(12, 12))
+
+
+def test_transposed_convolution_with_output_size_stays_a_function():
+    graph = same_in_both_modes(GivenOutputSize(), 3, 5, 5)
+    assert names(graph, "call_module") == ["up"]
+    assert names(graph, "call_function") == ["up.conv_transpose2d"]
+
+
+def test_patched_and_hooked_modules_stay_functions():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ReLU())
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    graph = same_in_both_modes(model, 3, 4, 4)
+    assert names(graph, "call_module") == ["0", "2"]
+    assert names(graph, "call_function") == ["1.relu", "1.mul"]
+
+
+def test_graph_trains_with_an_optimizer():
+    model, graph, inputs = captured("ResNet")
+    losses = []
+    example = inputs(4)
+    for module in (model, graph):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(run(module.train(), example), torch.arange(4))
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == losses[1]

@@ -33,6 +33,8 @@ def capture(
 
     What is different on purpose: the graph never writes in place (in-place activations and `+=` become ordinary
     ones, and an input the model would overwrite stays as it was), and a functional `dropout` becomes a module.
+    PyTorch's transformer modules have a fused inference path, taken in evaluation mode under `no_grad` only; the graph
+    has the ordinary one, whose last bits differ from it.
 
     Args:
         model: any module that `torch.export` accepts and whose output has the same structure in both modes.

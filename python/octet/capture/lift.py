@@ -40,6 +40,7 @@ class _Lifter:
         self.graph = fx.Graph()
         self.value: dict[Node, Any] = {}  # exported node -> node (or constant) of the new graph
         self.names = _Names(name for name, _ in root.named_modules())
+        self.modules = dict(root.named_modules(remove_duplicate=False))
         # A module or parameter registered twice is known by its first name.
         self.module_name = {id(module): name for name, module in root.named_modules()}
         self.tensor_name = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
@@ -95,7 +96,7 @@ class _Lifter:
 
     def _owner(self, node: Node) -> nn.Module | None:
         path, _ = next(reversed(node.meta["nn_module_stack"].values()))
-        return dict(self.root.named_modules(remove_duplicate=False)).get(path)
+        return self.modules.get(path)
 
     # Making the new nodes.
 
