@@ -17,15 +17,32 @@ class FunctionRef<Result(Args...)> {
  public:
   template <class F>
     requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> && std::is_invocable_r_v<Result, F&, Args...>)
-  FunctionRef(F&& f)  // NOLINT(google-explicit-constructor): a lambda is passed as is
-      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
-        call_([](void* object, Args... args) -> Result {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
+  FunctionRef(F&& f)  // NOLINT(google-explicit-constructor): a lambda or a plain function is passed as is
+      : object_(address(f)), call_([](void* object, Args... args) -> Result {
+          return callable<std::remove_reference_t<F>>(object)(std::forward<Args>(args)...);
         }) {}
 
   Result operator()(Args... args) const { return call_(object_, std::forward<Args>(args)...); }
 
  private:
+  // A function's address becomes a void* only by reinterpret_cast, as POSIX guarantees it can.
+  template <class F>
+  static void* address(F& f) {
+    if constexpr (std::is_function_v<F>) {
+      return reinterpret_cast<void*>(std::addressof(f));
+    } else {
+      return const_cast<void*>(static_cast<const void*>(std::addressof(f)));
+    }
+  }
+  template <class F>
+  static F& callable(void* object) {
+    if constexpr (std::is_function_v<F>) {
+      return *reinterpret_cast<F*>(object);
+    } else {
+      return *static_cast<F*>(object);
+    }
+  }
+
   void* object_;
   Result (*call_)(void*, Args...);
 };
