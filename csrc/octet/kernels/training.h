@@ -1,0 +1,66 @@
+// The elementwise tail of a training block, (batch norm) - activation - fake quantization, and its gradient, over float32
+// arrays. Two passes each way: one for the statistics, one that writes. The same bits on every ISA and for every split of the
+// parallel loop.
+#pragma once
+
+#include <cstdint>
+
+#include "octet/core/grid.h"
+#include "octet/core/requantize.h"
+#include "octet/kernels/elementwise.h"
+#include "octet/kernels/parallel.h"
+
+namespace octet::kernels {
+
+// Where the gradient passes, one bit per element in groups of sixteen. With inner = 1 the groups run through the whole array,
+// else each row of `inner` elements starts a new group. Bytes of such an array:
+int64_t tail_pass_bytes(const ChannelLayout& layout);
+
+// Per channel, `channels` entries each. A NaN or an infinity makes the channel's mean or variance NaN or infinite.
+struct ChannelStatistics {
+  float* mean = nullptr;
+  float* variance = nullptr;  // biased; right also where the mean is large against the deviation
+  float* min = nullptr;
+  float* max = nullptr;
+};
+void channel_statistics(const float* x, const ChannelLayout& layout, const ChannelStatistics& out, ParallelFor parallel);
+
+// y = fake_quantize(act(gain x + shift)); gain and shift per channel.
+struct Tail {
+  const float* gain = nullptr;
+  const float* shift = nullptr;
+  Activation activation = Activation::kIdentity;
+  Grid grid;
+  bool quantize = true;  // false: act(gain x + shift), nothing clamped by the grid
+};
+
+// The range of act(gain x + shift), exact from the channels' extremes: each step is monotone. NaN where a channel's extremes,
+// gain or shift are.
+Range tail_range(const float* min, const float* max, int64_t channels, const Tail& tail);
+
+// y may be x. pass: where the gradient of activation and fake quantization (rule 2) is 1, tail_pass_bytes(layout) bytes, 2-byte
+// aligned; may be null.
+void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, float* y, uint8_t* pass,
+                  ParallelFor parallel);
+
+// Per channel: sum = sum of the gradient where it passes; dot = sum of the same times (x - mean), unless x is null.
+void tail_backward_sums(const float* grad, const uint8_t* pass, const float* x, const float* mean,
+                        const ChannelLayout& layout, float* sum, float* dot, ParallelFor parallel);
+
+// grad_x = a (pass ? grad : 0) + b (x - mean) + c, coefficients per channel; without x only the first term.
+// grad_x may be grad.
+struct TailGradient {
+  const float* mean = nullptr;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  const float* c = nullptr;
+};
+void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
+                   const ChannelLayout& layout, float* grad_x, ParallelFor parallel);
+
+// y = fake_quantize(act(a + alpha b)) over n elements; range: of the sum behind its activation, before the grid.
+// pass as above with the layout {n, 1, 1}.
+Range add_forward(const float* a, const float* b, int64_t n, float alpha, const Tail& tail, float* y, uint8_t* pass,
+                  ParallelFor parallel);
+
+}  // namespace octet::kernels

@@ -1,0 +1,93 @@
+// What training.cpp asks of each ISA: loops over the tiles [begin, end) of a walk. Tables are laid out as training_walk.h says;
+// sums and extremes are per table entry (interleaved) or per channel, and are added to.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "octet/kernels/training.h"
+#include "octet/kernels/training_walk.h"
+
+namespace octet::kernels {
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct StatisticsArgs {
+  const Walk* walk;
+  const float* x;
+  const float* origin;  // sums are of x - origin and its square
+  double* sums;
+  double* squares;
+  float* min;
+  float* max;
+};
+
+// The activation as a clamp, the grid in steps from its zero point.
+struct TailBounds {
+  float low, high;
+  float scale, first, last;
+  bool quantize;
+};
+
+struct ForwardArgs {
+  const Walk* walk;
+  const float* x;
+  const float* gain;
+  const float* shift;
+  TailBounds bounds;
+  float* y;
+  uint16_t* pass;  // may be null
+};
+
+struct BackwardSumsArgs {
+  const Walk* walk;
+  const float* grad;
+  const uint16_t* pass;
+  const float* x;  // may be null, then mean and dots are not looked at
+  const float* mean;
+  double* sums;
+  double* dots;
+};
+
+struct BackwardArgs {
+  const Walk* walk;
+  const float* grad;
+  const uint16_t* pass;
+  const float* x;  // may be null, then only tables.a counts
+  TailGradient tables;
+  float* grad_x;
+};
+
+struct AddArgs {
+  const Walk* walk;
+  const float* a;
+  const float* b;
+  float alpha;
+  TailBounds bounds;
+  float* y;
+  uint16_t* pass;
+  Range* range;   // of the finite values
+  float* poison;  // becomes NaN where a value is not finite
+};
+
+struct TrainingKernels {
+  void (*statistics)(const StatisticsArgs&, int64_t begin, int64_t end);
+  void (*forward)(const ForwardArgs&, int64_t begin, int64_t end);
+  void (*backward_sums)(const BackwardSumsArgs&, int64_t begin, int64_t end);
+  void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
+  void (*add)(const AddArgs&, int64_t begin, int64_t end);
+};
+
+namespace generic {
+extern const TrainingKernels& training_kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const TrainingKernels& training_kernels;
+}
+namespace avx512 {
+extern const TrainingKernels& training_kernels;
+}
+#endif
+
+}  // namespace octet::kernels
