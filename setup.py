@@ -1,4 +1,4 @@
-"""Builds liboctet and octet._C with CMake (CMakeLists.txt is the only truth about sources and flags) and installs them into the package."""
+"""Builds liboctet and octet._C with CMake, the only truth about sources and flags, and installs them into octet."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configures build/python, builds it and installs it where setuptools wants the extension: a wheel or an editable tree."""
+    """Configures build/python, builds it and installs it where setuptools wants it: a wheel or an editable tree."""
 
     def build_extension(self, ext: Extension) -> None:
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
