@@ -83,6 +83,13 @@ inline void check_zero_point(const char* op, int64_t zero_point, int64_t qmin, i
               " outside of [", qmin, ", ", qmax, "])");
 }
 
+// What an INT8 operator may produce: codes [lo, hi] around a zero point.
+inline void check_output_codes(const char* op, int64_t zero_point, int64_t lo, int64_t hi) {
+  check_zero_point(op, zero_point, 0, 255);
+  TORCH_CHECK(0 <= lo && lo <= hi && hi <= 255, op, ": lo and hi must satisfy 0 <= lo <= hi <= 255 (got ", lo, ", ", hi,
+              ")");
+}
+
 inline Grid read_grid(const char* op, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin, int64_t qmax) {
   check_grid(op, scale, zero_point);
   check_bounds(op, qmin, qmax);

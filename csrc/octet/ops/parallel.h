@@ -1,0 +1,14 @@
+// Torch's threads for the kernels. Not a public header.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include "octet/kernels/parallel.h"
+
+namespace octet::detail {
+
+inline void torch_parallel(int64_t count, int64_t grain, kernels::RangeBody body) {
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end); });
+}
+
+}  // namespace octet::detail
