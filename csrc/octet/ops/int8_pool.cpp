@@ -1,6 +1,5 @@
 #include "octet/ops/int8_pool.h"
 
-#include <ATen/native/Pool.h>
 #include <torch/library.h>
 
 #include "octet/kernels/pool.h"
@@ -37,6 +36,15 @@ void check_input(const char* op, const Tensor& x, size_t rank) {
               ": x must have 2 dimensions more than there are windows, 1 to 3 (got ", x.dim(), ", ", rank, ")");
 }
 
+// As torch: with ceil_mode a last window that would start behind the input and its left padding is dropped.
+c10::SymInt pooled_size(const c10::SymInt& in, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation,
+                        bool ceil_mode) {
+  const c10::SymInt room = in + 2 * padding - dilation * (kernel - 1) - 1;
+  if (room < 0) return 0;
+  const c10::SymInt windows = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  return ceil_mode && (windows - 1) * stride >= in + padding ? windows - 1 : windows;
+}
+
 void check_grids(const char* op, const Grids& grids) {
   TORCH_CHECK(grids.x_scale > 0 && grids.y_scale > 0, op, ": scales must be positive (got ", grids.x_scale, ", ",
               grids.y_scale, ")");
@@ -58,8 +66,8 @@ Sizes check_windows(const char* op, const Tensor& x, const Windows& w) {
                 ", ", w.dilation[d], ")");
     TORCH_CHECK(w.padding[d] >= 0 && 2 * w.padding[d] <= w.kernel_size[d], op,
                 ": padding must be at most half of kernel_size (got ", w.padding[d], ", ", w.kernel_size[d], ")");
-    c10::SymInt size = at::native::pooling_output_shape<c10::SymInt>(x.sym_size(d + 2), w.kernel_size[d], w.padding[d],
-                                                                     w.stride[d], w.dilation[d], w.ceil_mode);
+    c10::SymInt size =
+        pooled_size(x.sym_size(d + 2), w.kernel_size[d], w.padding[d], w.stride[d], w.dilation[d], w.ceil_mode);
     TORCH_CHECK(size >= 1, op, ": the window must not be larger than the padded input (got ", w.kernel_size[d], ", ",
                 x.sym_size(d + 2) + 2 * w.padding[d], " in spatial dimension ", d, ")");
     out.push_back(std::move(size));

@@ -7,8 +7,8 @@
 
 namespace octet::detail {
 
-inline void torch_parallel(int64_t count, int64_t grain, kernels::RangeBody body) {
+inline constexpr auto torch_parallel = [](int64_t count, int64_t grain, kernels::RangeBody body) {
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end); });
-}
+};
 
 }  // namespace octet::detail
