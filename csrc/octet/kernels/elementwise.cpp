@@ -59,8 +59,7 @@ class SharedRange {
   }
   void merge(const RowKernels& rows, const float* min, const float* max) {
     const std::lock_guard lock(mutex_);
-    rows.min_max_each(min, n_, min_, max_);
-    rows.min_max_each(max, n_, min_, max_);
+    rows.min_max_each(min, max, n_, min_, max_);
   }
   // -0 and 0 compare equal, so which of them was kept depends on the order; 0 it is.
   void finish() {
@@ -147,8 +146,12 @@ void min_max(const float* x, const ChannelLayout& raw, float* min, float* max, P
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     std::vector<float> low(layout.channels, kInfinity), high(layout.channels, -kInfinity);
     for_each_segment(layout, begin, end, [&](const Segment& s) {
-      const auto row = layout.inner == 1 ? rows.min_max_each : rows.min_max;
-      row(x + s.begin, s.size, &low[s.channel], &high[s.channel]);
+      const float* from = x + s.begin;
+      if (layout.inner == 1) {
+        rows.min_max_each(from, from, s.size, &low[s.channel], &high[s.channel]);
+      } else {
+        rows.min_max(from, s.size, &low[s.channel], &high[s.channel]);
+      }
     });
     range.merge(rows, low.data(), high.data());
   });

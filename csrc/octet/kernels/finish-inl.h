@@ -4,14 +4,13 @@ template <bool kResidual, class Store>
 static inline void finish_loop(const int32_t* __restrict acc, int64_t n, const ConvEpilogue& e, int64_t channel,
                                const uint8_t* __restrict residual, Store store) {
   const float* __restrict multiplier = e.multiplier + channel;
-  const int32_t* __restrict bias = e.bias + channel;
   const int32_t zy = e.y_zero_point;
   const float low = static_cast<float>(e.bounds.lo - zy), high = static_cast<float>(e.bounds.hi - zy);
   const ResidualAdd add = kResidual ? *e.residual : ResidualAdd{};
   const float sum_low = static_cast<float>(add.bounds.lo - add.y_zero_point);
   const float sum_high = static_cast<float>(add.bounds.hi - add.y_zero_point);
   for (int64_t i = 0; i < n; ++i) {
-    float steps = round_small(clamp_float(static_cast<float>(acc[i] + bias[i]) * multiplier[i], low, high));
+    float steps = round_small(clamp_float(static_cast<float>(acc[i]) * multiplier[i], low, high));
     if (kResidual) {
       const float scaled = static_cast<float>(residual[i] - add.zero_point) * add.ratio;
       steps = round_small(clamp_float(steps * add.conv_ratio + scaled, sum_low, sum_high));
@@ -20,7 +19,7 @@ static inline void finish_loop(const int32_t* __restrict acc, int64_t n, const C
   }
 }
 
-// acc: n accumulators without bias, of the output channels from `channel` on, of the pixel whose first channel lies at
+// acc: n accumulators, bias included, of the output channels from `channel` on, of the pixel whose first channel lies at
 // y[pixel]. Steps are codes less the result's zero point.
 static void finish_pixel(const int32_t* acc, int64_t n, const ConvEpilogue& e, int64_t channel, const ConvOutput& y,
                          int64_t pixel) {

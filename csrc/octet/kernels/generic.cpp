@@ -39,11 +39,11 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
     std::vector<const uint8_t*> pointers(taps);
     std::vector<int32_t> acc(outputs);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      gather_taps(shape, x, pixel, nullptr, pointers.data());
+      gather_taps(shape, x, pixel, nullptr, pointers.data(), 1);
       for (int64_t o = 0; o < outputs; ++o) {
         const int64_t first = o / shape.out_per_group() * channels;
         const int8_t* w = weights.codes.as<int8_t>() + o * taps * channels;
-        int32_t sum = 0;
+        int32_t sum = epilogue.bias[o];
         for (int64_t t = 0; t < taps; ++t) {  // padding is x_zero_point: it adds nothing
           if (pointers[t]) sum += dot(pointers[t] + first, w + t * channels, channels, epilogue.x_zero_point);
         }

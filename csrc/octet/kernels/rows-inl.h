@@ -99,11 +99,13 @@ static void mask_row(const float* grad, const uint8_t* __restrict bits, int64_t 
   for (; i < n; ++i) grad_x[i] = (bits[i / 8] >> (i % 8) & 1) ? grad[i] : 0.0f;
 }
 
-static void min_max_each_row(const float* __restrict x, int64_t n, float* __restrict min, float* __restrict max) {
+// low and high may be one array: then these are the ranges of its elements.
+static void min_max_each_row(const float* low, const float* high, int64_t n, float* __restrict min,
+                             float* __restrict max) {
   for (int64_t i = 0; i < n; ++i) {
-    // An entry that is NaN compares false and stays; a NaN in x replaces the entry.
-    min[i] = (x[i] < min[i]) | (x[i] != x[i]) ? x[i] : min[i];
-    max[i] = (x[i] > max[i]) | (x[i] != x[i]) ? x[i] : max[i];
+    // An entry that is NaN compares false and stays; a new NaN replaces the entry.
+    min[i] = (low[i] < min[i]) | (low[i] != low[i]) ? low[i] : min[i];
+    max[i] = (high[i] > max[i]) | (high[i] != high[i]) ? high[i] : max[i];
   }
 }
 
@@ -116,12 +118,9 @@ static void min_max_row(const float* x, int64_t n, float* min, float* max) {
     high[j] = *max;
   }
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) min_max_each_row(x + i, kLanes, low, high);
-  min_max_each_row(x + i, n - i, low, high);
-  for (int j = 0; j < kLanes; ++j) {
-    min_max_each_row(low + j, 1, min, max);
-    min_max_each_row(high + j, 1, min, max);
-  }
+  for (; i + kLanes <= n; i += kLanes) min_max_each_row(x + i, x + i, kLanes, low, high);
+  min_max_each_row(x + i, x + i, n - i, low, high);
+  for (int j = 0; j < kLanes; ++j) min_max_each_row(low + j, high + j, 1, min, max);
 }
 
 static void lookup_row(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y) {

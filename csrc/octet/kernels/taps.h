@@ -7,10 +7,10 @@
 
 namespace octet::kernels {
 
-// pointers[tap]: the channels of the input position that this tap of the output pixel (counted over the whole batch) reads, or
-// `outside` where that is padding.
+// pointers[tap * stride]: the channels of the input position that this tap of the output pixel (counted over the whole batch)
+// reads, or `outside` where that is padding.
 inline void gather_taps(const ConvShape& s, const uint8_t* x, int64_t pixel, const uint8_t* outside,
-                        const uint8_t** pointers) {
+                        const uint8_t** pointers, int64_t stride) {
   const int64_t column = pixel % s.out[2], rest = pixel / s.out[2];
   const int64_t row = rest % s.out[1], slice = rest / s.out[1] % s.out[0], image = rest / s.out[1] / s.out[0];
   const int64_t d0 = slice * s.stride[0] - s.padding[0];
@@ -25,7 +25,8 @@ inline void gather_taps(const ConvShape& s, const uint8_t* x, int64_t pixel, con
       for (int64_t kw = 0; kw < s.kernel[2]; ++kw) {
         const int64_t w = w0 + kw * s.dilation[2];
         const bool inside = in_slice && w >= 0 && w < s.in[2];
-        *pointers++ = inside ? base + ((d * s.in[1] + h) * s.in[2] + w) * s.in_channels : outside;
+        *pointers = inside ? base + ((d * s.in[1] + h) * s.in[2] + w) * s.in_channels : outside;
+        pointers += stride;
       }
     }
   }

@@ -1,0 +1,238 @@
+// Convolution as an implicit matrix product, shared by the vector ISAs. Included inside an ISA's namespace and target region,
+// behind a struct Engine that gives
+//   kLanes     int32 lanes of a vector; an output channel is a lane
+//   kVectors   vectors of a full panel
+//   kUnit      codes per 4-byte unit of depth: 4 as bytes, 2 widened to 16 bits
+//   kWidened   activations are copied as 16-bit differences from the zero point, instead of read in place
+//   kRows[v]   pixels of a tile over v vectors, kMaxRows the most of them
+//   tile<r, v> the TileFunction for r pixels and v vectors
+//
+// The depth of the product is cut into segments that lie contiguously in memory: one per tap, or one per row of the kernel
+// (taps side by side in a row of x are neighbours in memory), or, copied, one in all.
+//
+// Weights: panels of kVectors * kLanes output channels (the last of a group may be narrower), and within a panel
+// [segment][unit][channel][kUnit], zero where channels or depth end.
+
+constexpr auto kTiles = TileTable<Engine, Engine::kVectors, Engine::kMaxRows>::kTable;
+constexpr int64_t kPanel = Engine::kLanes * Engine::kVectors;
+constexpr int64_t kWidestRow = 16;        // channels up to which the taps of a kernel row are merged
+constexpr int64_t kBlockPixels = 96;      // their outputs and inputs stay in the second-level cache for every panel
+constexpr int64_t kBlockPointers = 4096;
+
+static constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Plan {
+  int64_t segments;
+  int64_t length;       // codes of a segment
+  int64_t units;
+  bool merged_rows;     // a segment is a kernel row
+  bool padded_rows;     // x is read from a padded copy of its rows: no tap is outside, and reading up to a unit's end is safe
+  int64_t group_lanes;  // output channels of a group, padded
+
+  int64_t depth_bytes() const { return segments * units * 4; }
+};
+
+static Plan plan_for(const ConvShape& s) {
+  Plan plan{};
+  const int64_t channels = s.in_per_group();
+  plan.merged_rows = !Engine::kWidened && s.groups == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && channels <= kWidestRow;
+  plan.padded_rows = !Engine::kWidened && (plan.merged_rows || channels % Engine::kUnit != 0);
+  const int64_t merged = Engine::kWidened ? s.taps() : plan.merged_rows ? s.kernel[2] : 1;
+  plan.segments = s.taps() / merged;
+  plan.length = merged * channels;
+  plan.units = (plan.length + Engine::kUnit - 1) / Engine::kUnit;
+  plan.group_lanes = round_up(s.out_per_group(), Engine::kLanes);
+  return plan;
+}
+
+static void widen_row(const uint8_t* __restrict x, int64_t n, int32_t zero_point, int16_t* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int16_t>(x[i] - zero_point);
+}
+
+template <class Weight>
+static void pack_channel(const Weight* codes, const Plan& plan, int64_t lanes, Weight* to) {
+  for (int64_t segment = 0; segment < plan.segments; ++segment) {
+    for (int64_t unit = 0; unit < plan.units; ++unit, to += lanes * Engine::kUnit) {
+      const int64_t at = unit * Engine::kUnit;
+      std::memcpy(to, codes + segment * plan.length + at,
+                  sizeof(Weight) * std::min<int64_t>(Engine::kUnit, plan.length - at));
+    }
+  }
+}
+
+static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
+  using Weight = std::conditional_t<Engine::kWidened, int16_t, int8_t>;
+  const Plan plan = plan_for(s);
+  const int64_t taps = s.taps(), channels = s.in_per_group(), depth = taps * channels;
+  PackedWeights packed{AlignedBytes(s.groups * plan.group_lanes * plan.depth_bytes()),
+                       AlignedBytes(s.groups * plan.group_lanes * sizeof(int32_t))};
+  std::memset(packed.codes.as<uint8_t>(), 0, packed.codes.size());
+  std::memset(packed.sums.as<uint8_t>(), 0, packed.sums.size());
+  std::vector<Weight> codes(depth);
+  for (int64_t o = 0; o < s.out_channels; ++o) {
+    const int8_t* from = weights + o * depth;
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) codes[t * channels + c] = from[c * taps + t];
+    }
+    const int64_t group = o / s.out_per_group(), lane = o % s.out_per_group(), panel = lane / kPanel * kPanel;
+    const int64_t lanes = std::min(kPanel, plan.group_lanes - panel);
+    uint8_t* to = packed.codes.as<uint8_t>() + (group * plan.group_lanes + panel) * plan.depth_bytes();
+    pack_channel(codes.data(), plan, lanes, reinterpret_cast<Weight*>(to) + (lane - panel) * Engine::kUnit);
+    packed.sums.as<int32_t>()[group * plan.group_lanes + lane] = std::accumulate(codes.begin(), codes.end(), int32_t{0});
+  }
+  return packed;
+}
+
+// What a block of pixels reads: a table of pointers [segment][pixel] and the memory behind those that are not in x.
+class Block {
+ public:
+  Block(const ConvShape& shape, const Plan& plan, const uint8_t* x, int32_t zero_point, int64_t pixels)
+      : shape_(shape), plan_(plan), x_(x), zero_point_(zero_point), pointers_(plan.segments * pixels), stride_(pixels) {
+    if (Engine::kWidened) {
+      taps_.resize(shape.taps());
+      copy_ = AlignedBytes(pixels * shape.groups * plan.depth_bytes());
+    } else if (plan.padded_rows) {
+      row_bytes_ = (shape.in[2] + 2 * shape.padding[2]) * shape.in_channels + 8;
+      copy_ = AlignedBytes((pixels / shape.out[2] + 2) * shape.kernel[0] * shape.kernel[1] * row_bytes_);
+    }
+    outside_.assign(shape.in_channels + 8, static_cast<uint8_t>(zero_point));
+  }
+
+  void fill(int64_t first, int64_t pixels) {
+    if constexpr (Engine::kWidened) {
+      for (int64_t i = 0; i < pixels; ++i) widen_pixel(first + i, i);
+    } else if (plan_.padded_rows) {
+      fill_rows(first, pixels);
+    } else {
+      for (int64_t i = 0; i < pixels; ++i) gather_taps(shape_, x_, first + i, outside_.data(), &pointers_[i], stride_);
+    }
+  }
+
+  const uint8_t* const* pointers() const { return pointers_.data(); }
+  int64_t stride() const { return stride_; }
+
+ private:
+  // A group's depth begins at group * units * 4 bytes of the copy, see offset() in run_block.
+  void widen_pixel(int64_t pixel, int64_t i) {
+    gather_taps(shape_, x_, pixel, outside_.data(), taps_.data(), 1);
+    const int64_t channels = shape_.in_per_group();
+    auto* to = copy_.as<int16_t>() + i * plan_.units * 2 * shape_.groups;
+    pointers_[i] = reinterpret_cast<const uint8_t*>(to);
+    for (int64_t g = 0; g < shape_.groups; ++g, to += plan_.units * 2) {
+      for (int64_t t = 0; t < shape_.taps(); ++t) widen_row(taps_[t] + g * channels, channels, zero_point_, to + t * channels);
+      if (plan_.length % 2) to[plan_.length] = 0;
+    }
+  }
+
+  void fill_rows(int64_t first, int64_t pixels) {
+    const int64_t width = shape_.out[2], kernel_rows = shape_.kernel[0] * shape_.kernel[1];
+    uint8_t* rows = copy_.as<uint8_t>();
+    for (int64_t pixel = first; pixel < first + pixels; rows += kernel_rows * row_bytes_) {
+      const int64_t row = pixel / width, end = std::min(first + pixels, (row + 1) * width);
+      copy_rows(row, rows);
+      for (; pixel < end; ++pixel) point_into_rows(rows, pixel % width, &pointers_[pixel - first]);
+    }
+  }
+
+  // The rows of x that one row of outputs reads, padded.
+  void copy_rows(int64_t row, uint8_t* to) {
+    const ConvShape& s = shape_;
+    const int64_t h0 = row % s.out[1] * s.stride[1] - s.padding[1];
+    const int64_t d0 = row / s.out[1] % s.out[0] * s.stride[0] - s.padding[0];
+    const int64_t image = row / s.out[1] / s.out[0], bytes = s.in[2] * s.in_channels, side = s.padding[2] * s.in_channels;
+    for (int64_t kd = 0; kd < s.kernel[0]; ++kd) {
+      for (int64_t kh = 0; kh < s.kernel[1]; ++kh, to += row_bytes_) {
+        const int64_t d = d0 + kd * s.dilation[0], h = h0 + kh * s.dilation[1];
+        const bool inside = d >= 0 && d < s.in[0] && h >= 0 && h < s.in[1];
+        if (!inside) {
+          std::memset(to, zero_point_, row_bytes_);
+          continue;
+        }
+        std::memset(to, zero_point_, side);
+        std::memcpy(to + side, x_ + ((image * s.in[0] + d) * s.in[1] + h) * bytes, bytes);
+        std::memset(to + side + bytes, zero_point_, row_bytes_ - side - bytes);
+      }
+    }
+  }
+
+  void point_into_rows(const uint8_t* rows, int64_t column, const uint8_t** pointer) {
+    const ConvShape& s = shape_;
+    for (int64_t row = 0; row < s.kernel[0] * s.kernel[1]; ++row, rows += row_bytes_) {
+      const uint8_t* at = rows + column * s.stride[2] * s.in_channels;
+      const int64_t columns = plan_.merged_rows ? 1 : s.kernel[2];
+      for (int64_t kw = 0; kw < columns; ++kw, pointer += stride_) *pointer = at + kw * s.dilation[2] * s.in_channels;
+    }
+  }
+
+  const ConvShape& shape_;
+  const Plan& plan_;
+  const uint8_t* x_;
+  int32_t zero_point_;
+  std::vector<const uint8_t*> pointers_, taps_;
+  int64_t stride_;
+  int64_t row_bytes_ = 0;
+  AlignedBytes copy_;
+  std::vector<uint8_t> outside_;
+};
+
+struct Job {
+  const PackedWeights& weights;
+  const ConvShape& shape;
+  const Plan& plan;
+  const int32_t* init;  // per lane: bias, and the zero point's share
+  const ConvEpilogue& epilogue;
+  const ConvOutput& y;
+};
+
+// One panel over the pixels of a block.
+static void run_panel(const Job& job, const Block& block, int64_t first, int64_t pixels, int64_t group, int64_t panel) {
+  const Plan& plan = job.plan;
+  const int64_t at = group * plan.group_lanes + panel, lanes = std::min(kPanel, plan.group_lanes - panel);
+  const int64_t outputs = std::min(lanes, job.shape.out_per_group() - panel);
+  const int64_t channel = group * job.shape.out_per_group() + panel;
+  const int64_t offset = group * (Engine::kWidened ? plan.units * 4 : job.shape.in_per_group());
+  const auto vectors = static_cast<int>(lanes / Engine::kLanes);
+  const uint8_t* weights = job.weights.codes.as<uint8_t>() + at * plan.depth_bytes();
+  alignas(64) int32_t acc[Engine::kMaxRows * kPanel];
+  for (int64_t i = 0; i < pixels;) {
+    const auto rows = static_cast<int>(std::min<int64_t>(Engine::kRows[vectors], pixels - i));
+    kTiles[vectors][rows](block.pointers() + i, block.stride(), offset, plan.segments, plan.units, weights,
+                                job.init + at, acc);
+    for (int r = 0; r < rows; ++r, ++i) {
+      finish_pixel(acc + r * lanes, outputs, job.epilogue, channel, job.y, (first + i) * job.shape.out_channels);
+    }
+  }
+}
+
+static void run(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+                const ConvOutput& y, ParallelFor parallel) {
+  const Plan plan = plan_for(shape);
+  const int64_t lanes = shape.groups * plan.group_lanes;
+  std::vector<int32_t> init(lanes, 0);
+  const int32_t zero_point = Engine::kWidened ? 0 : epilogue.x_zero_point;
+  for (int64_t o = 0; o < shape.out_channels; ++o) {
+    const int64_t lane = o / shape.out_per_group() * plan.group_lanes + o % shape.out_per_group();
+    // Wraps around where the parts are large; the finished accumulator fits.
+    init[lane] = static_cast<int32_t>(static_cast<uint32_t>(epilogue.bias[o]) -
+                                      static_cast<uint32_t>(zero_point * weights.sums.as<int32_t>()[lane]));
+  }
+  const Job job{weights, shape, plan, init.data(), epilogue, y};
+  const int64_t pixels = shape.batch * shape.pixels();
+  const int64_t size = std::min(pixels, std::clamp<int64_t>(kBlockPointers / plan.segments, Engine::kMaxRows, kBlockPixels));
+  const int64_t blocks = (pixels + size - 1) / size, panels = (plan.group_lanes + kPanel - 1) / kPanel;
+  // Threads share pixels; where the weights are the larger part, panels.
+  const bool by_panel = static_cast<int64_t>(weights.codes.size()) > 2 * shape.batch * shape.in_pixels() * shape.in_channels;
+  const int64_t parts = by_panel ? shape.groups * panels : 1;
+  const int64_t work = std::max<int64_t>(1, size * lanes * plan.units * plan.segments / parts);
+  parallel(parts * blocks, 1 + 400000 / work, [&](int64_t begin, int64_t end) {
+    Block block(shape, plan, x, epilogue.x_zero_point, size);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item % blocks * size, count = std::min(size, pixels - first);
+      block.fill(first, count);
+      const int64_t part = item / blocks, last = by_panel ? part + 1 : shape.groups * panels;
+      for (int64_t p = part; p < last; ++p) run_panel(job, block, first, count, p / panels, p % panels * kPanel);
+    }
+  });
+}
+
+static bool accepts(const ConvShape& /*shape*/) { return true; }
