@@ -56,6 +56,7 @@ enum class Opcode : int64_t {
   kTable = 10,
   kCat = 11,
   kFlatten = 12,
+  kBatchNorm = 13,
 };
 
 // Packed weights, by position in Program::weights; shared by the plans of a network.

@@ -27,7 +27,11 @@ Dims spatial_dims(const Sizes& sizes) {
 
 TensorType image_type(const Sizes& like, int64_t channels, const Dims& spatial) {
   Sizes sizes{like[0], channels};
-  sizes.insert(sizes.end(), spatial.end() - static_cast<int64_t>(like.size() - 2), spatial.end());
+  const auto first = spatial.end() - static_cast<int64_t>(like.size() - 2);
+  if (std::any_of(spatial.begin(), first, [](int64_t size) { return size != 1; })) {
+    refuse("the program gives a tensor more dimensions than it has");
+  }
+  sizes.insert(sizes.end(), first, spatial.end());
   return {Element::kCodes, true, sizes};
 }
 
@@ -161,6 +165,19 @@ Value bind_linear(WordReader& words, NetworkBuilder& builder) {
   TensorType type = x.type;
   type.sizes.back() = shape.out_channels;
   return bind_conv_tail(shape, x, type, words, builder);
+}
+
+// x, channels, tail. Batch norm alone: a depthwise convolution of one tap, pixel by pixel.
+Value bind_batch_norm(WordReader& words, NetworkBuilder& builder) {
+  const Value x = builder.in_order(builder.codes(words.next()), true);
+  ConvShape shape;
+  shape.out_channels = shape.in_channels = shape.groups = words.next_int32();
+  if (shape.groups < 1) refuse("batch_norm: the program has no channels");
+  if (x.type.sizes.size() < 2 || x.type.sizes[1] != shape.groups) {
+    refuse("batch_norm: input must have " + std::to_string(shape.groups) + " channels (got " + to_string(x.type.sizes) + ")");
+  }
+  shape.in[2] = shape.out[2] = product(x.type.sizes) / shape.groups;
+  return bind_conv_tail(shape, x, x.type, words, builder);
 }
 
 // a, b, a_zero_point, a_ratio_at, b_zero_point, b_ratio_at, y_zero_point, lo, hi
@@ -414,6 +431,7 @@ Value bind_step(Opcode opcode, WordReader& words, NetworkBuilder& builder) {
     case Opcode::kTable: return bind_table(words, builder);
     case Opcode::kCat: return bind_cat(words, builder);
     case Opcode::kFlatten: return bind_flatten(words, builder);
+    case Opcode::kBatchNorm: return bind_batch_norm(words, builder);
   }
   refuse("the program has the unknown opcode " + std::to_string(static_cast<int64_t>(opcode)));
 }

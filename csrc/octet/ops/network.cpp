@@ -1,0 +1,179 @@
+#include "octet/ops/network.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <optional>
+
+#include "octet/kernels/network.h"
+#include "octet/ops/attached.h"
+#include "octet/ops/common.h"
+#include "octet/ops/parallel.h"
+
+namespace octet {
+
+using at::Tensor;
+using kernels::Element;
+using kernels::Network;
+using kernels::Plan;
+using kernels::TensorType;
+
+namespace {
+
+constexpr const char* kOp = "run_network";
+
+template <class T>
+std::span<const T> constant(const char* name, const Tensor& tensor, at::ScalarType dtype) {
+  detail::check_dtype(kOp, name, tensor, dtype);
+  TORCH_CHECK(tensor.dim() == 1 && tensor.is_contiguous() && tensor.device().is_cpu(), kOp, ": ", name,
+              " must be a dense one-dimensional tensor on the CPU (got shape ", tensor.sizes(), " on ", tensor.device(), ")");
+  return {tensor.const_data_ptr<T>(), static_cast<size_t>(tensor.numel())};
+}
+
+std::shared_ptr<Network> find_network(const Tensor& program, const Tensor& weights, const Tensor& biases,
+                                      const Tensor& numbers) {
+  return detail::attached<Network, 4>({program, weights, biases, numbers}, [&] {
+    return std::make_shared<Network>(kernels::Program{
+        constant<int64_t>("program", program, at::kLong), constant<int8_t>("weights", weights, at::kChar),
+        constant<int32_t>("biases", biases, at::kInt), constant<float>("numbers", numbers, at::kFloat)});
+  });
+}
+
+// Dense with the channels innermost, and not dense as the sizes say.
+bool is_channels_last(const Tensor& x) {
+  return x.dim() >= 3 && !x.is_contiguous() && x.movedim(1, -1).is_contiguous();
+}
+
+// What the kernels read of an input: float32 or codes, in one of the two memory orders.
+struct Input {
+  Tensor tensor;
+  TensorType type;
+
+  explicit Input(const Tensor& x) {
+    TORCH_CHECK(x.device().is_cpu(), kOp, ": inputs must be on the CPU (got ", x.device(), ")");
+    TORCH_CHECK(x.is_floating_point() || x.scalar_type() == at::kByte, kOp,
+                ": inputs must be floating point or uint8 codes (got ", x.scalar_type(), ")");
+    tensor = x.is_floating_point() ? x.to(at::kFloat) : x;
+    type.channels_last = is_channels_last(tensor);
+    if (!type.channels_last) tensor = tensor.contiguous();
+    type.element = x.is_floating_point() ? Element::kFloat : Element::kCodes;
+    type.sizes = x.sizes().vec();
+  }
+};
+
+Tensor empty_output(const TensorType& type) {
+  const auto options = at::TensorOptions(type.element == Element::kFloat ? at::kFloat : at::kByte);
+  if (!type.channels_last || type.sizes.size() < 3) return at::empty(type.sizes, options);
+  std::vector<int64_t> memory = type.sizes;
+  std::rotate(memory.begin() + 1, memory.begin() + 2, memory.end());
+  return at::empty(memory, options).movedim(-1, 1);
+}
+
+std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch = std::nullopt) {
+  std::vector<Tensor> outputs;
+  for (TensorType type : plan.outputs()) {
+    if (batch) type.sizes[0] = *batch;
+    outputs.push_back(empty_output(type));
+  }
+  return outputs;
+}
+
+// How many parts of the batch run side by side, each with its own buffers: no thread waits for another between two steps. 1
+// where the images do not divide well among the threads: then they share each step.
+int64_t parts_of_batch(const std::vector<Input>& inputs) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  if (threads == 1 || inputs.empty() || inputs[0].type.sizes.empty()) return 1;
+  const int64_t batch = inputs[0].type.sizes[0];
+  const bool same_batch = std::all_of(inputs.begin(), inputs.end(), [&](const Input& input) {
+    return input.type.sizes.size() >= 2 && input.type.sizes[0] == batch;
+  });
+  const bool divides = batch % threads == 0 || batch >= 8 * threads;
+  return same_batch && batch >= threads && divides ? threads : 1;
+}
+
+// Images [begin, end) of a call; no end: all of it.
+class Part {
+ public:
+  Part(Network& network, const std::vector<Input>& inputs, int64_t begin, std::optional<int64_t> end)
+      : network_(network), begin_(begin) {
+    std::vector<TensorType> types;
+    for (const Input& input : inputs) {
+      types.push_back(input.type);
+      if (end) types.back().sizes[0] = *end - begin;
+    }
+    plan_ = network.plan(types);
+  }
+
+  const Plan& plan() const { return *plan_; }
+
+  void run(const std::vector<Input>& inputs, const std::vector<Tensor>& outputs, kernels::ParallelFor parallel) const {
+    std::vector<const void*> from;
+    for (const Input& input : inputs) from.push_back(image(input.tensor));
+    std::vector<void*> to;
+    for (const Tensor& output : outputs) to.push_back(const_cast<void*>(image(output)));
+    network_.run(*plan_, from, to, parallel);
+  }
+
+ private:
+  // The batch is outermost in every memory order.
+  const void* image(const Tensor& tensor) const {
+    const auto* data = static_cast<const char*>(tensor.const_data_ptr());
+    return begin_ > 0 ? data + begin_ * tensor.stride(0) * static_cast<int64_t>(tensor.element_size()) : data;
+  }
+
+  Network& network_;
+  std::shared_ptr<const Plan> plan_;
+  int64_t begin_;
+};
+
+std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
+  const int64_t count = parts_of_batch(inputs);
+  if (count == 1) {
+    const Part whole(network, inputs, 0, std::nullopt);
+    const std::vector<Tensor> outputs = empty_outputs(whole.plan());
+    whole.run(inputs, outputs, detail::torch_parallel);
+    return outputs;
+  }
+  const int64_t batch = inputs[0].type.sizes[0];
+  std::vector<Part> parts;
+  for (int64_t i = 0; i < count; ++i) parts.emplace_back(network, inputs, batch * i / count, batch * (i + 1) / count);
+  const std::vector<Tensor> outputs = empty_outputs(parts[0].plan(), batch);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) parts[static_cast<size_t>(i)].run(inputs, outputs, kernels::serial);
+  });
+  return outputs;
+}
+
+std::vector<Tensor> run_network_cpu(at::TensorList inputs, const Tensor& program, const Tensor& weights,
+                                    const Tensor& biases, const Tensor& numbers) {
+  const std::vector<Input> given(inputs.begin(), inputs.end());
+  try {
+    return run(*find_network(program, weights, biases, numbers), given);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK(false, kOp, ": ", error.what());
+  }
+}
+
+}  // namespace
+
+std::vector<Tensor> run_network(at::TensorList inputs, const Tensor& program, const Tensor& weights, const Tensor& biases,
+                                const Tensor& numbers) {
+  static const auto op = detail::find_op<decltype(run_network)>(kOp);
+  return op.call(inputs, program, weights, biases, numbers);
+}
+
+TORCH_LIBRARY_FRAGMENT(octet, m) {
+  m.def("run_network(Tensor[] inputs, Tensor program, Tensor weights, Tensor biases, Tensor numbers) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(octet, CPU, m) { m.impl("run_network", TORCH_FN(run_network_cpu)); }
+
+TORCH_LIBRARY_IMPL(octet, Autograd, m) {
+  m.impl("run_network", TORCH_FN(detail::NonDifferentiable<run_network>::call));
+}
+
+}  // namespace octet
