@@ -19,7 +19,44 @@ namespace octet::kernels {
 namespace avx2 {
 
 #include "octet/kernels/rows-inl.h"
-// rows-inl.h first: the epilogue rounds with its helpers.
+struct Lanes {
+  using Float = __m256;
+  static constexpr int kCount = 8;
+
+  static Float set(float x) { return _mm256_set1_ps(x); }
+  static Float load(const float* p, int n) {
+    if (n == 8) return _mm256_loadu_ps(p);
+    alignas(32) float part[8] = {};
+    std::copy(p, p + n, part);
+    return _mm256_load_ps(part);
+  }
+  static Float load_int(const int32_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Float load_codes(const uint8_t* p, int n) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, n);
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(codes))));
+  }
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float clamp(Float x, Float low, Float high) { return _mm256_min_ps(_mm256_max_ps(x, low), high); }
+  static Float round(Float x) { return _mm256_cvtepi32_ps(_mm256_cvtps_epi32(x)); }
+  static void store(float* p, Float x, int n) {
+    if (n == 8) return _mm256_storeu_ps(p, x);
+    alignas(32) float part[8];
+    _mm256_store_ps(part, x);
+    std::copy(part, part + n, p);
+  }
+  static void store_codes(uint8_t* p, Float x, int32_t zero_point, int n) {
+    const __m256i codes = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero_point));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+    const auto bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+    std::memcpy(p, &bytes, n == 8 ? 8 : n);
+  }
+};
+
 #include "octet/kernels/finish-inl.h"
 
 // 6 x 2 accumulators, 2 weights, a broadcast and a product fill 16 registers.
@@ -71,7 +108,29 @@ struct Engine {
 
 #include "octet/kernels/igemm-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_conv_6x16__avx2", accepts, pack, run}};
+// One tap at a time, 8 channels widened to int32.
+struct Depthwise {
+  using Weight = int32_t;
+  static constexpr int64_t kTaps = 1, kChannels = 8;
+
+  static void accumulate(const uint8_t* const* pointers, int64_t stride, int64_t taps, int64_t c, int64_t exist,
+                         const int32_t* weights, int64_t group_size, const int32_t* init, int32_t* acc) {
+    __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(init));
+    for (int64_t t = 0; t < taps; ++t, pointers += stride, weights += group_size) {
+      uint64_t codes = 0;
+      std::memcpy(&codes, *pointers + c, exist == 8 ? 8 : exist);
+      const __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(codes)));
+      const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
+      sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(x, w));
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(acc), sum);
+  }
+};
+
+#include "octet/kernels/depthwise-inl.h"
+
+static constexpr ConvFamily kConv[] = {{"u8s8_depthwise_1x8__avx2", depthwise_accepts, depthwise_pack, depthwise_run},
+                                       {"u8s8_conv_6x16__avx2", accepts, pack, run}};
 
 }  // namespace avx2
 

@@ -1,4 +1,9 @@
 // AVX-512 with VNNI: vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32 lane, without saturation.
+// gcc 12 takes the undefined operand inside its own intrinsics for a mistake (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 
 #include <algorithm>
@@ -18,7 +23,30 @@ namespace octet::kernels {
 namespace avx512vnni {
 
 #include "octet/kernels/rows-inl.h"
-// rows-inl.h first: the epilogue rounds with its helpers.
+struct Lanes {
+  using Float = __m512;
+  static constexpr int kCount = 16;
+
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static Float set(float x) { return _mm512_set1_ps(x); }
+  static Float load(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static Float load_int(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+  static Float load_codes(const uint8_t* p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask(n), p)));
+  }
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float clamp(Float x, Float low, Float high) { return _mm512_min_ps(_mm512_max_ps(x, low), high); }
+  static Float round(Float x) { return _mm512_cvtepi32_ps(_mm512_cvtps_epi32(x)); }
+  static void store(float* p, Float x, int n) { _mm512_mask_storeu_ps(p, mask(n), x); }
+  static void store_codes(uint8_t* p, Float x, int32_t zero_point, int n) {
+    const __m128i codes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero_point)));
+    if (n == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), codes);
+    _mm_mask_storeu_epi8(p, mask(n), codes);
+  }
+};
+
 #include "octet/kernels/finish-inl.h"
 
 // A tile keeps kTileRows * kTileVectors accumulators in registers; 24 of them, 4 weights and a broadcast fill 29 of 32. Nothing
@@ -69,7 +97,42 @@ struct Engine {
 
 #include "octet/kernels/igemm-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
+// 32 channels of four taps: two loads each hold two taps, one vpermt2b for every 16 channels brings a channel's four codes
+// together, as vpdpbusd wants them.
+struct Depthwise {
+  using Weight = int8_t;
+  static constexpr int64_t kTaps = 4, kChannels = 32;
+
+  static __m512i load_pair(const uint8_t* a, const uint8_t* b, __mmask32 exists) {
+    const __m256i low = _mm256_maskz_loadu_epi8(exists, a), high = _mm256_maskz_loadu_epi8(exists, b);
+    return _mm512_inserti64x4(_mm512_zextsi256_si512(low), high, 1);
+  }
+
+  static void accumulate(const uint8_t* const* pointers, int64_t stride, int64_t groups, int64_t c, int64_t exist,
+                         const int8_t* weights, int64_t group_size, const int32_t* init, int32_t* acc) {
+    alignas(64) static constexpr auto kOrder = [] {  // of the first 16 channels; the others lie 16 further in every tap
+      std::array<uint8_t, 64> order{};
+      for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i / 4 + 32 * (i % 4));
+      return order;
+    }();
+    const __m512i first = _mm512_load_si512(kOrder.data()), second = _mm512_add_epi8(first, _mm512_set1_epi8(16));
+    const auto exists = static_cast<__mmask32>((uint64_t{1} << exist) - 1);
+    __m512i low = _mm512_loadu_si512(init), high = _mm512_loadu_si512(init + 16);
+    for (int64_t g = 0; g < groups; ++g, pointers += 4 * stride, weights += group_size) {
+      const __m512i ab = load_pair(pointers[0] + c, pointers[stride] + c, exists);
+      const __m512i cd = load_pair(pointers[2 * stride] + c, pointers[3 * stride] + c, exists);
+      low = _mm512_dpbusd_epi32(low, _mm512_permutex2var_epi8(ab, first, cd), _mm512_load_si512(weights));
+      high = _mm512_dpbusd_epi32(high, _mm512_permutex2var_epi8(ab, second, cd), _mm512_load_si512(weights + 64));
+    }
+    _mm512_store_si512(acc, low);
+    _mm512_store_si512(acc + 16, high);
+  }
+};
+
+#include "octet/kernels/depthwise-inl.h"
+
+static constexpr ConvFamily kConv[] = {{"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
+                                       {"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
 
 }  // namespace avx512vnni
 

@@ -1,43 +1,55 @@
-// The convolution's epilogue for one pixel: rules 6 and 10. Included inside an ISA's namespace and target region.
+// The convolution's epilogue: rules 6 and 10. Included inside an ISA's namespace and target region, behind a struct Lanes: a
+// vector of kCount floats and the few things done with it. Loads and stores touch the first n elements; load_int may read all.
 
-template <bool kResidual, class Store>
-static inline void finish_loop(const int32_t* __restrict acc, int64_t n, const ConvEpilogue& e, int64_t channel,
-                               const uint8_t* __restrict residual, Store store) {
-  const float* __restrict multiplier = e.multiplier + channel;
-  const int32_t zy = e.y_zero_point;
-  const float low = static_cast<float>(e.bounds.lo - zy), high = static_cast<float>(e.bounds.hi - zy);
-  const ResidualAdd add = kResidual ? *e.residual : ResidualAdd{};
-  const float sum_low = static_cast<float>(add.bounds.lo - add.y_zero_point);
-  const float sum_high = static_cast<float>(add.bounds.hi - add.y_zero_point);
-  for (int64_t i = 0; i < n; ++i) {
-    float steps = round_small(clamp_float(static_cast<float>(acc[i]) * multiplier[i], low, high));
-    if (kResidual) {
-      const float scaled = static_cast<float>(residual[i] - add.zero_point) * add.ratio;
-      steps = round_small(clamp_float(steps * add.conv_ratio + scaled, sum_low, sum_high));
+struct Residual {
+  const uint8_t* codes;
+  Lanes::Float zero_point, ratio, conv_ratio, low, high;
+};
+
+// Codes less their zero point, not yet rounded but for a residual's first operand.
+template <bool kResidual>
+static inline Lanes::Float finish_vector(const int32_t* acc, Lanes::Float multiplier, Lanes::Float low, Lanes::Float high,
+                                         const Residual& add, int64_t at, int n) {
+  const Lanes::Float steps = Lanes::clamp(Lanes::mul(Lanes::load_int(acc), multiplier), low, high);
+  if constexpr (!kResidual) return steps;
+  const Lanes::Float other = Lanes::mul(Lanes::sub(Lanes::load_codes(add.codes + at, n), add.zero_point), add.ratio);
+  return Lanes::clamp(Lanes::add(Lanes::mul(Lanes::round(steps), add.conv_ratio), other), add.low, add.high);
+}
+
+template <bool kResidual, bool kCodes>
+static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
+                        int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+  const auto low = Lanes::set(static_cast<float>(e.bounds.lo - e.y_zero_point));
+  const auto high = Lanes::set(static_cast<float>(e.bounds.hi - e.y_zero_point));
+  const ResidualAdd r = kResidual ? *e.residual : ResidualAdd{};
+  const Residual add{r.codes,
+                     Lanes::set(static_cast<float>(r.zero_point)),
+                     Lanes::set(r.ratio),
+                     Lanes::set(r.conv_ratio),
+                     Lanes::set(static_cast<float>(r.bounds.lo - r.y_zero_point)),
+                     Lanes::set(static_cast<float>(r.bounds.hi - r.y_zero_point))};
+  const int32_t zero_point = kResidual ? r.y_zero_point : e.y_zero_point;
+  const auto scale = Lanes::set(y.scale);
+  for (int64_t c = 0; c < channels; c += Lanes::kCount) {
+    const int n = static_cast<int>(std::min<int64_t>(Lanes::kCount, channels - c));
+    const auto multiplier = Lanes::load(e.multiplier + channel + c, n);
+    for (int row = 0; row < rows; ++row) {
+      const int64_t at = pixel + row * pixel_stride + channel + c;
+      const auto steps = finish_vector<kResidual>(acc + row * acc_stride + c, multiplier, low, high, add, at, n);
+      if constexpr (kCodes) {
+        Lanes::store_codes(y.codes + at, steps, zero_point, n);
+      } else {
+        Lanes::store(y.floats + at, Lanes::mul(scale, Lanes::round(steps)), n);
+      }
     }
-    store(i, steps);
   }
 }
 
-// acc: n accumulators, bias included, of the output channels from `channel` on, of the pixel whose first channel lies at
-// y[pixel]. Steps are codes less the result's zero point.
-static void finish_pixel(const int32_t* acc, int64_t n, const ConvEpilogue& e, int64_t channel, const ConvOutput& y,
-                         int64_t pixel) {
-  const int64_t at = pixel + channel;
-  const int32_t zero_point = e.residual ? e.residual->y_zero_point : e.y_zero_point;
-  uint8_t* __restrict codes = y.codes + (y.codes ? at : 0);
-  float* __restrict floats = y.floats + (y.floats ? at : 0);
-  const float scale = y.scale;
-  const auto store_code = [=](int64_t i, float steps) {
-    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(steps) + zero_point);
-  };
-  const auto store_float = [=](int64_t i, float steps) { floats[i] = scale * steps; };
-  if (e.residual) {
-    const uint8_t* residual = e.residual->codes + at;
-    y.codes ? finish_loop<true>(acc, n, e, channel, residual, store_code)
-            : finish_loop<true>(acc, n, e, channel, residual, store_float);
-  } else {
-    y.codes ? finish_loop<false>(acc, n, e, channel, nullptr, store_code)
-            : finish_loop<false>(acc, n, e, channel, nullptr, store_float);
-  }
+// acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel` on. The
+// first channel of the first pixel lies at y[pixel].
+static void finish(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
+                   int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+  const auto tile = e.residual ? (y.codes ? finish_tile<true, true> : finish_tile<true, false>)
+                               : (y.codes ? finish_tile<false, true> : finish_tile<false, false>);
+  tile(acc, acc_stride, rows, channels, e, channel, y, pixel, pixel_stride);
 }

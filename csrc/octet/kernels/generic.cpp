@@ -9,7 +9,25 @@ namespace octet::kernels {
 namespace generic {
 
 #include "octet/kernels/rows-inl.h"
-// rows-inl.h first: the epilogue rounds with its helpers.
+struct Lanes {
+  using Float = float;
+  static constexpr int kCount = 1;
+
+  static Float set(float x) { return x; }
+  static Float load(const float* p, int) { return *p; }
+  static Float load_int(const int32_t* p) { return static_cast<float>(*p); }
+  static Float load_codes(const uint8_t* p, int) { return *p; }
+  static Float add(Float a, Float b) { return a + b; }
+  static Float sub(Float a, Float b) { return a - b; }
+  static Float mul(Float a, Float b) { return a * b; }
+  static Float clamp(Float x, Float low, Float high) { return clamp_float(x, low, high); }
+  static Float round(Float x) { return round_small(x); }
+  static void store(float* p, Float x, int) { *p = x; }
+  static void store_codes(uint8_t* p, Float x, int32_t zero_point, int) {
+    *p = static_cast<uint8_t>(static_cast<int32_t>(round_small(x)) + zero_point);
+  }
+};
+
 #include "octet/kernels/finish-inl.h"
 
 static int32_t dot(const uint8_t* x, const int8_t* w, int64_t n, int32_t zero_point) {
@@ -39,7 +57,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
     std::vector<const uint8_t*> pointers(taps);
     std::vector<int32_t> acc(outputs);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      gather_taps(shape, x, pixel, nullptr, pointers.data(), 1);
+      gather_taps(shape, x, pixel, 1, nullptr, pointers.data(), 1);
       for (int64_t o = 0; o < outputs; ++o) {
         const int64_t first = o / shape.out_per_group() * channels;
         const int8_t* w = weights.codes.as<int8_t>() + o * taps * channels;
@@ -49,7 +67,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
         }
         acc[o] = sum;
       }
-      finish_pixel(acc.data(), outputs, epilogue, 0, y, pixel * outputs);
+      finish(acc.data(), outputs, 1, outputs, epilogue, 0, y, pixel * outputs, outputs);
     }
   });
 }

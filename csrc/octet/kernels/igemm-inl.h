@@ -89,7 +89,7 @@ class Block {
   Block(const ConvShape& shape, const Plan& plan, const uint8_t* x, int32_t zero_point, int64_t pixels)
       : shape_(shape), plan_(plan), x_(x), zero_point_(zero_point), pointers_(plan.segments * pixels), stride_(pixels) {
     if (Engine::kWidened) {
-      taps_.resize(shape.taps());
+      taps_.resize(shape.taps() * pixels);
       copy_ = AlignedBytes(pixels * shape.groups * plan.depth_bytes());
     } else if (plan.padded_rows) {
       row_bytes_ = (shape.in[2] + 2 * shape.padding[2]) * shape.in_channels + 8;
@@ -100,11 +100,12 @@ class Block {
 
   void fill(int64_t first, int64_t pixels) {
     if constexpr (Engine::kWidened) {
-      for (int64_t i = 0; i < pixels; ++i) widen_pixel(first + i, i);
+      gather_taps(shape_, x_, first, pixels, outside_.data(), taps_.data(), stride_);
+      for (int64_t i = 0; i < pixels; ++i) widen_pixel(i);
     } else if (plan_.padded_rows) {
       fill_rows(first, pixels);
     } else {
-      for (int64_t i = 0; i < pixels; ++i) gather_taps(shape_, x_, first + i, outside_.data(), &pointers_[i], stride_);
+      gather_taps(shape_, x_, first, pixels, outside_.data(), pointers_.data(), stride_);
     }
   }
 
@@ -113,13 +114,14 @@ class Block {
 
  private:
   // A group's depth begins at group * units * 4 bytes of the copy, see offset() in run_block.
-  void widen_pixel(int64_t pixel, int64_t i) {
-    gather_taps(shape_, x_, pixel, outside_.data(), taps_.data(), 1);
+  void widen_pixel(int64_t i) {
     const int64_t channels = shape_.in_per_group();
     auto* to = copy_.as<int16_t>() + i * plan_.units * 2 * shape_.groups;
     pointers_[i] = reinterpret_cast<const uint8_t*>(to);
     for (int64_t g = 0; g < shape_.groups; ++g, to += plan_.units * 2) {
-      for (int64_t t = 0; t < shape_.taps(); ++t) widen_row(taps_[t] + g * channels, channels, zero_point_, to + t * channels);
+      for (int64_t t = 0; t < shape_.taps(); ++t) {
+        widen_row(taps_[t * stride_ + i] + g * channels, channels, zero_point_, to + t * channels);
+      }
       if (plan_.length % 2) to[plan_.length] = 0;
     }
   }
@@ -198,9 +200,9 @@ static void run_panel(const Job& job, const Block& block, int64_t first, int64_t
     const auto rows = static_cast<int>(std::min<int64_t>(Engine::kRows[vectors], pixels - i));
     kTiles[vectors][rows](block.pointers() + i, block.stride(), offset, plan.segments, plan.units, weights,
                                 job.init + at, acc);
-    for (int r = 0; r < rows; ++r, ++i) {
-      finish_pixel(acc + r * lanes, outputs, job.epilogue, channel, job.y, (first + i) * job.shape.out_channels);
-    }
+    finish(acc, lanes, rows, outputs, job.epilogue, channel, job.y, (first + i) * job.shape.out_channels,
+           job.shape.out_channels);
+    i += rows;
   }
 }
 

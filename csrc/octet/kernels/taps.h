@@ -1,34 +1,54 @@
-// Where a convolution reads: the implicit form of im2col, one pointer per tap instead of a copy.
+// Where a convolution reads: the implicit form of im2col, one pointer per tap and pixel instead of a copy.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "octet/kernels/conv.h"
 
 namespace octet::kernels {
 
-// pointers[tap * stride]: the channels of the input position that this tap of the output pixel (counted over the whole batch)
-// reads, or `outside` where that is padding.
-inline void gather_taps(const ConvShape& s, const uint8_t* x, int64_t pixel, const uint8_t* outside,
+// The outputs [begin, end) of one row whose input column, at this tap, is inside of x.
+struct InsideColumns {
+  int64_t begin;
+  int64_t end;
+};
+
+inline InsideColumns inside_columns(const ConvShape& s, int64_t kw) {
+  const int64_t shift = kw * s.dilation[2] - s.padding[2];  // input column = output column * stride + shift
+  const int64_t stride = s.stride[2];
+  const int64_t begin = shift < 0 ? (-shift + stride - 1) / stride : 0;
+  const int64_t end = shift < s.in[2] ? (s.in[2] - 1 - shift) / stride + 1 : 0;
+  return {std::min(begin, s.out[2]), std::min(end, s.out[2])};
+}
+
+// pointers[tap * stride + i]: the channels of the input position that this tap of output pixel first + i reads (pixels are
+// counted over the whole batch), or `outside` where that is padding.
+inline void gather_taps(const ConvShape& s, const uint8_t* x, int64_t first, int64_t pixels, const uint8_t* outside,
                         const uint8_t** pointers, int64_t stride) {
-  const int64_t column = pixel % s.out[2], rest = pixel / s.out[2];
-  const int64_t row = rest % s.out[1], slice = rest / s.out[1] % s.out[0], image = rest / s.out[1] / s.out[0];
-  const int64_t d0 = slice * s.stride[0] - s.padding[0];
-  const int64_t h0 = row * s.stride[1] - s.padding[1];
-  const int64_t w0 = column * s.stride[2] - s.padding[2];
-  const uint8_t* base = x + image * s.in_pixels() * s.in_channels;
-  for (int64_t kd = 0; kd < s.kernel[0]; ++kd) {
-    const int64_t d = d0 + kd * s.dilation[0];
-    for (int64_t kh = 0; kh < s.kernel[1]; ++kh) {
-      const int64_t h = h0 + kh * s.dilation[1];
-      const bool in_slice = d >= 0 && d < s.in[0] && h >= 0 && h < s.in[1];
-      for (int64_t kw = 0; kw < s.kernel[2]; ++kw) {
-        const int64_t w = w0 + kw * s.dilation[2];
-        const bool inside = in_slice && w >= 0 && w < s.in[2];
-        *pointers = inside ? base + ((d * s.in[1] + h) * s.in[2] + w) * s.in_channels : outside;
-        pointers += stride;
+  const int64_t step = s.stride[2] * s.in_channels;
+  for (int64_t i = 0; i < pixels;) {  // one row of outputs at a time
+    const int64_t row = (first + i) / s.out[2], begin = (first + i) % s.out[2];
+    const int64_t end = std::min(s.out[2], begin + pixels - i);
+    const int64_t h0 = row % s.out[1] * s.stride[1] - s.padding[1];
+    const int64_t d0 = row / s.out[1] % s.out[0] * s.stride[0] - s.padding[0];
+    const uint8_t* image = x + row / s.out[1] / s.out[0] * s.in_pixels() * s.in_channels;
+    const uint8_t** to = pointers + i - begin;  // indexed by output column
+    for (int64_t kd = 0; kd < s.kernel[0]; ++kd) {
+      for (int64_t kh = 0; kh < s.kernel[1]; ++kh) {
+        const int64_t d = d0 + kd * s.dilation[0], h = h0 + kh * s.dilation[1];
+        const bool row_inside = d >= 0 && d < s.in[0] && h >= 0 && h < s.in[1];
+        for (int64_t kw = 0; kw < s.kernel[2]; ++kw, to += stride) {
+          const InsideColumns columns = row_inside ? inside_columns(s, kw) : InsideColumns{end, end};
+          const int64_t left = std::clamp(columns.begin, begin, end), right = std::clamp(columns.end, left, end);
+          const int64_t at = ((d * s.in[1] + h) * s.in[2] - s.padding[2] + kw * s.dilation[2]) * s.in_channels;
+          std::fill(to + begin, to + left, outside);
+          for (int64_t column = left; column < right; ++column) to[column] = image + (at + column * step);
+          std::fill(to + right, to + end, outside);
+        }
       }
     }
+    i += end - begin;
   }
 }
 
