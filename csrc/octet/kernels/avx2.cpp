@@ -19,6 +19,16 @@ namespace octet::kernels {
 namespace avx2 {
 
 #include "octet/kernels/rows-inl.h"
+// Up to 8 codes; a copy of constant length is one instruction, any other is a call.
+static inline uint64_t load_up_to_8(const uint8_t* p, int64_t n) {
+  uint64_t codes = 0;
+  n == 8 ? std::memcpy(&codes, p, 8) : std::memcpy(&codes, p, n);
+  return codes;
+}
+static inline void store_up_to_8(uint8_t* p, uint64_t codes, int64_t n) {
+  n == 8 ? std::memcpy(p, &codes, 8) : std::memcpy(p, &codes, n);
+}
+
 struct Lanes {
   using Float = __m256;
   static constexpr int kCount = 8;
@@ -34,9 +44,8 @@ struct Lanes {
     return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static Float load_codes(const uint8_t* p, int n) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, n);
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(codes))));
+    const auto codes = static_cast<int64_t>(load_up_to_8(p, n));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes)));
   }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
@@ -53,7 +62,7 @@ struct Lanes {
     const __m256i codes = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero_point));
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
     const auto bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
-    std::memcpy(p, &bytes, n == 8 ? 8 : n);
+    store_up_to_8(p, bytes, n);
   }
 };
 
@@ -117,9 +126,8 @@ struct Depthwise {
                          const int32_t* weights, int64_t group_size, const int32_t* init, int32_t* acc) {
     __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(init));
     for (int64_t t = 0; t < taps; ++t, pointers += stride, weights += group_size) {
-      uint64_t codes = 0;
-      std::memcpy(&codes, *pointers + c, exist == 8 ? 8 : exist);
-      const __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(codes)));
+      const auto codes = static_cast<int64_t>(load_up_to_8(*pointers + c, exist));
+      const __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes));
       const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
       sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(x, w));
     }
