@@ -2,11 +2,4 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
-namespace octet {
-void bind_cpu(pybind11::module_& m);
-}  // namespace octet
-
-PYBIND11_MODULE(_C, m) {
-  m.attr("torch_version") = TORCH_VERSION;
-  octet::bind_cpu(m);
-}
+PYBIND11_MODULE(_C, m) { m.attr("torch_version") = TORCH_VERSION; }

@@ -37,9 +37,7 @@ class StraightThrough : public torch::autograd::Function<StraightThrough> {
 };
 
 Normalized normalize_batch(const char* op, const Tensor& y, const BatchNorm& bn) {
-  const c10::SymInt count = y.sym_numel() / y.sym_size(1);
-  TORCH_CHECK(count != 1, op, ": batch statistics need more than one value per channel (got x of shape ", y.sym_sizes(),
-              " behind the operator)");
+  check_batch(op, y);
   const auto dtype = y.scalar_type();
   auto [normalized, mean, inverse] = at::native_batch_norm(y, cast(bn.weight, dtype), cast(bn.bias, dtype), std::nullopt,
                                                            std::nullopt, /*training=*/true, /*momentum=*/0.0, bn.eps);
@@ -64,6 +62,12 @@ CodeBounds output_bounds(const char* op, int64_t activation, const GridRef& outp
 at::ScalarType block_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 Tensor to_block_dtype(const Tensor& y) { return y.to(block_dtype(y)); }
+
+void check_batch(const char* op, const Tensor& y) {
+  const c10::SymInt count = y.sym_numel() / y.sym_size(1);
+  TORCH_CHECK(count != 1, op, ": batch statistics need more than one value per channel (got x of shape ", y.sym_sizes(),
+              " behind the operator)");
+}
 
 Normalized normalize(const char* op, const Tensor& y, const BatchNorm& bn) {
   const Tensor none = at::empty({0}, y.options());

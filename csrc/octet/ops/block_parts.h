@@ -35,6 +35,8 @@ CodeBounds output_bounds(const char* op, int64_t activation, const GridRef& outp
 at::ScalarType block_dtype(const at::Tensor& x);
 at::Tensor to_block_dtype(const at::Tensor& y);
 
+// Batch norm with batch statistics of one value per channel would give 0 whatever it is.
+void check_batch(const char* op, const at::Tensor& y);
 Normalized normalize(const char* op, const at::Tensor& y, const BatchNorm& bn);
 at::Tensor activate(const char* op, const at::Tensor& y, int64_t activation);
 std::tuple<at::Tensor, at::Tensor> observed(const at::Tensor& y, bool observe);

@@ -6,9 +6,6 @@
 #include <ATen/ops/avg_pool1d.h>
 #include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/avg_pool3d.h>
-#include <ATen/ops/conv1d.h>
-#include <ATen/ops/conv2d.h>
-#include <ATen/ops/conv3d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones.h>
@@ -17,6 +14,7 @@
 #include "octet/ops/common.h"
 #include "octet/ops/fake_quantize.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/fused_conv.h"
 #include "octet/ops/integer_blocks.h"
 
 namespace octet {
@@ -46,18 +44,6 @@ void check_batch_norm(const char* op, const BatchNorm& bn, const c10::SymInt& ch
     TORCH_CHECK(!*t || ((*t)->dim() == 1 && (*t)->sym_numel() == channels), op,
                 ": batch norm's parameters must have one element per channel (got ", (*t)->sym_numel(), " for ",
                 channels, " channels)");
-  }
-}
-
-Tensor convolve(const Tensor& x, const Tensor& weight, const Optional& bias, const ConvArguments& conv) {
-  const Tensor input = x.to(weight.scalar_type());
-  switch (weight.dim()) {
-    case 3:
-      return at::conv1d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
-    case 4:
-      return at::conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
-    default:
-      return at::conv3d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
   }
 }
 
@@ -110,7 +96,7 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
                                  const Tensor& input_scale, const Tensor& input_zero_point, int64_t input_qmin,
                                  int64_t input_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
                                  int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats,
-                                 bool observe) {
+                                 bool observe, bool low_memory) {
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
   const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats};
@@ -118,6 +104,11 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
   check_operands("conv_block", x, weight, bias, input, output, weight_bits);
   check_conv(x, weight, conv);
   check_batch_norm("conv_block", bn, weight.sym_size(0));
+  detail::parse_activation("conv_block", activation);
+  if (fake_quantize && batch_stats && detail::can_fuse(x, weight)) {
+    return detail::fused_conv_block(
+        x, weight, bias, {conv, bn, activation, weight_bits, per_channel, input, output, observe, low_memory});
+  }
   const Tail tail{"conv_block", bn, activation, output, fake_quantize, observe};
   Tensor value;
   if (tail.integer()) {
@@ -126,7 +117,7 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
     if (!observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias})) return tail.inference(value);
   }
   const Tensor w = fake_quantize ? fake_quantize_weight(weight, weight_bits, per_channel) : weight;
-  return tail.finish(convolve(x, w, bias, conv), value);
+  return tail.finish(detail::convolve(x, w, bias, conv), value);
 }
 
 BlockResult linear_block_composite(const Tensor& x, const Tensor& weight, const Optional& bias,
@@ -323,11 +314,12 @@ BlockResult conv_block(const Tensor& x, const Tensor& weight, const Optional& bi
                        int64_t activation, int64_t weight_bits, bool per_channel, const Tensor& input_scale,
                        const Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                        const Tensor& output_scale, const Tensor& output_zero_point, int64_t output_qmin,
-                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe) {
+                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory) {
   static const auto op = detail::find_op<decltype(conv_block)>("conv_block");
   return op.call(x, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps, stride, padding, dilation, groups,
                  activation, weight_bits, per_channel, input_scale, input_zero_point, input_qmin, input_qmax,
-                 output_scale, output_zero_point, output_qmin, output_qmax, fake_quantize, batch_stats, observe);
+                 output_scale, output_zero_point, output_qmin, output_qmax, fake_quantize, batch_stats, observe,
+                 low_memory);
 }
 
 BlockResult linear_block(const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& bn_weight,
@@ -384,7 +376,7 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "bn_var, float bn_eps, int[] stride, int[] padding, int[] dilation, int groups, int activation, int weight_bits, "
       "bool per_channel, Tensor input_scale, Tensor input_zero_point, int input_qmin, int input_qmax, Tensor "
       "output_scale, Tensor output_zero_point, int output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, "
-      "bool observe) -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var)",
+      "bool observe, bool low_memory=False) -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var)",
       TORCH_FN(conv_block_composite));
   m.def(
       "linear_block(Tensor x, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, Tensor? "

@@ -25,6 +25,8 @@ using BlockResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, a
 using ObservedResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;                       // y, min, max
 
 // x: [N, I, spatial...] in 1, 2 or 3 spatial dimensions, by the weight's [O, I / groups, kernel...]; bias, bn_*: [O] or none.
+// With batch statistics x must lie on the input grid, as its producer's fake quantization leaves it: backward keeps its codes.
+// low_memory: backward computes the convolution again instead of keeping its output.
 BlockResult conv_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const std::optional<at::Tensor>& bn_weight, const std::optional<at::Tensor>& bn_bias,
                        const std::optional<at::Tensor>& bn_mean, const std::optional<at::Tensor>& bn_var, double bn_eps,
@@ -32,7 +34,8 @@ BlockResult conv_block(const at::Tensor& x, const at::Tensor& weight, const std:
                        int64_t activation, int64_t weight_bits, bool per_channel, const at::Tensor& input_scale,
                        const at::Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                        const at::Tensor& output_scale, const at::Tensor& output_zero_point, int64_t output_qmin,
-                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe);
+                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
+                       bool low_memory = false);
 
 // x: [..., I], weight: [O, I]. Batch norm needs x of shape [N, I].
 BlockResult linear_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,

@@ -1,5 +1,0 @@
-"""Files other programs run."""
-
-from .torchscript import torchscript
-
-__all__ = ["torchscript"]
