@@ -19,3 +19,7 @@ configure_package_config_file(cmake/OctetConfig.cmake.in ${PROJECT_BINARY_DIR}/O
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/OctetConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/OctetConfig.cmake ${PROJECT_BINARY_DIR}/OctetConfigVersion.cmake
   DESTINATION ${octet_cmake_dir})
+
+# The Python package names it where the running Torch is another one.
+file(WRITE ${PROJECT_BINARY_DIR}/torch_version.txt "${Torch_VERSION}\n")
+install(FILES ${PROJECT_BINARY_DIR}/torch_version.txt DESTINATION ${octet_cmake_dir})

@@ -2,4 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
-PYBIND11_MODULE(_C, m) { m.attr("torch_version") = TORCH_VERSION; }
+namespace octet {
+void bind_cpu(pybind11::module_& m);
+}  // namespace octet
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("torch_version") = TORCH_VERSION;
+  octet::bind_cpu(m);
+}

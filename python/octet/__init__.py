@@ -1,7 +1,43 @@
 """octet: quantization-aware training for PyTorch with the same bits in training, INT8 inference and export."""
 
-from pathlib import Path
+from importlib.metadata import version as _version
 
-import torch
+from ._load import get_cmake_dir, get_include, load_library
 
-torch.ops.load_library(Path(__file__).parent / "lib" / "liboctet.so")
+load_library()
+
+from . import errors, export, nn, ops  # noqa: E402
+from .calibrate import calibrate  # noqa: E402
+from .convert import Int8Model, convert  # noqa: E402
+from .io import load, save  # noqa: E402
+from .ops import *  # noqa: E402, F403
+from .prepare import QATModel, prepare  # noqa: E402
+from .report import report  # noqa: E402
+from .schedule import Schedule, set_mode  # noqa: E402
+from .spec import Float, Recipe, Spec  # noqa: E402
+from .verify import verify  # noqa: E402
+
+__version__ = _version("torch-octet")
+
+__all__ = [
+    "Float",
+    "Int8Model",
+    "QATModel",
+    "Recipe",
+    "Schedule",
+    "Spec",
+    "calibrate",
+    "convert",
+    "errors",
+    "export",
+    "get_cmake_dir",
+    "get_include",
+    "load",
+    "nn",
+    "ops",
+    "prepare",
+    "report",
+    "save",
+    "set_mode",
+    "verify",
+]

@@ -7,14 +7,15 @@ import functools
 import pickle
 import warnings
 
-import models
 import pytest
 import torch
 import torch.nn.functional as F
-from octet.capture import ModuleGraph, capture
-from octet.errors import CaptureError, OctetError
 from torch import nn
 from torch.utils import _pytree as pytree
+
+import models
+from octet.capture import ModuleGraph, capture
+from octet.errors import CaptureError, OctetError
 
 ALL = sorted(models.CASES)
 

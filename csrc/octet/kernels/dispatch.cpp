@@ -65,6 +65,11 @@ void force_isa(std::string_view name) {
   forced = name.empty() ? kNotForced : static_cast<int>(parse(name, "force_isa"));
 }
 
+std::string_view forced_isa() {
+  const int isa = forced.load(std::memory_order_relaxed);
+  return isa == kNotForced ? "" : isa_name(static_cast<Isa>(isa));
+}
+
 const KernelSet& kernel_set(Isa isa) {
   switch (isa) {
 #if defined(OCTET_X86)

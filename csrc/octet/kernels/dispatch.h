@@ -23,6 +23,9 @@ Isa active_isa();
 // Throws std::invalid_argument, listing the choices, when it is not available.
 void force_isa(std::string_view name);
 
+// The name of the forced ISA, "" where none is.
+std::string_view forced_isa();
+
 // One row of the kernel table; names are decoded in docs/kernel-names.md.
 struct KernelInfo {
   std::string_view name;

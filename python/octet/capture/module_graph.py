@@ -25,8 +25,8 @@ class ModuleGraph(fx.GraphModule):
 
     unreached: list[str]
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ModuleGraph") -> None:
-        super().__init__(root, graph, class_name)
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str | None = None) -> None:
+        super().__init__(root, graph, class_name or _class_of(self).__name__)
         # GraphModule keeps only what the graph calls, in the order of the calls. Optimizers and checkpoints count on
         # all of it in the order of the original.
         self.__dict__.update({name: root.__dict__[name] for name in _STATE})
@@ -53,6 +53,11 @@ class ModuleGraph(fx.GraphModule):
 def is_none(value: torch.Tensor | None) -> bool:
     """Spelled as a function, because `is` has no node of its own."""
     return value is None
+
+
+def _class_of(graph: ModuleGraph) -> type[ModuleGraph]:
+    """The class as it was written: torch.fx gives every graph a nameless one of its own."""
+    return next(c for c in type(graph).__mro__ if c.__name__ != "GraphModuleImpl")
 
 
 class _Name(NamedTuple):

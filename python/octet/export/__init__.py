@@ -1,0 +1,5 @@
+"""Files other programs run."""
+
+from .torchscript import torchscript
+
+__all__ = ["torchscript"]

@@ -1,0 +1,50 @@
+"""TorchScript: a file that a C++ program linked with liboctet loads and runs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..convert import Int8Model
+from ..errors import OctetError
+from ..io import write_whole
+
+
+def torchscript(model: Int8Model, args: tuple[Any, ...], path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
+    """Compiles the INT8 model with `torch.jit.script`, checks it against `model` on `args`, and writes it to `path`.
+
+    Any batch size runs. The program that loads the file must be linked with liboctet, which registers the ops.
+
+    Returns:
+        The scripted module.
+
+    Raises:
+        TypeError: not a converted model.
+        OctetError: TorchScript cannot compile a float part of the model, or computes something else.
+    """
+    if not isinstance(model, Int8Model):
+        raise TypeError(f"torchscript: the model must come from octet.convert (got {type(model).__name__})")
+    try:
+        with warnings.catch_warnings():
+            # About the constructor of torch.fx.GraphModule; nothing of the model is meant.
+            warnings.filterwarnings("ignore", message=".*instance-level annotations on empty non-base types.*")
+            scripted = torch.jit.script(model.lean().eval())
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OctetError(f"torchscript: the model's float parts must compile (got {reason})") from error
+    with torch.no_grad():
+        _check_equal(model(*args), scripted(*args))
+    write_whole(Path(path), scripted.save)
+    return scripted
+
+
+def _check_equal(expected: Any, actual: Any) -> None:
+    leaves = torch.utils._pytree.tree_leaves
+    for want, got in zip(leaves(expected), leaves(actual), strict=True):
+        if isinstance(want, Tensor) and not torch.equal(want, got):
+            raise OctetError("torchscript: the scripted model must give the bits of the model (got others)")

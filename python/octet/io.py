@@ -1,0 +1,83 @@
+"""Models in files, whole or not at all: `save` and `load`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .codec import decode, encode
+from .convert import Int8Model
+from .errors import FileError
+from .prepare import QATModel
+
+_FORMAT = "octet model"
+_VERSION = 1
+_KINDS = {kind.__name__: kind for kind in (QATModel, Int8Model)}
+
+
+def save(model: QATModel | Int8Model, path: str | os.PathLike[str]) -> None:
+    """Writes a QAT or INT8 model to one file: graph, layers, parameters, ranges and modes.
+
+    A file that was there stays as it was until the new one is complete.
+
+    Raises:
+        TypeError: another kind of model.
+        FileError: a layer of a class that is neither of torch.nn nor of octet, which could not be read back.
+    """
+    kind = next((name for name, cls in _KINDS.items() if isinstance(model, cls)), None)
+    if kind is None:
+        raise TypeError(f"save: the model must be prepared or converted by octet (got {type(model).__name__})")
+    data, tensors = encode(model)
+    content = {"format": _FORMAT, "version": _VERSION, "kind": kind, "model": json.dumps(data), "tensors": tensors}
+    write_whole(Path(path), lambda temporary: torch.save(content, temporary))
+
+
+def load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
+    """Reads what `save` wrote, on the CPU. Nothing in the file is run.
+
+    Raises:
+        FileError: a file that is not ours, is not whole, or was written by a newer octet.
+        FileNotFoundError: no file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged or foreign file makes torch.load raise has many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileError(f"load: {path}: must be a whole file written by octet.save (got: {reason})") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise FileError(f"load: {path}: must be written by octet.save (got a file of another program)")
+    if content.get("version") != _VERSION:
+        raise FileError(f"load: {path}: must have format version {_VERSION} (got {content.get('version')})")
+    try:
+        return decode(json.loads(content["model"]), content["tensors"], _KINDS[content["kind"]])
+    except FileError as error:
+        raise FileError(f"load: {path}: {error}") from error
+    except (AttributeError, ImportError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FileError(f"load: {path}: must be a whole file written by octet.save (got {error!r})") from error
+
+
+def write_whole(path: Path, write: Callable[[str], None]) -> None:
+    """Calls `write` on a temporary file beside `path` and moves it there when complete."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """mkstemp makes files only the user reads; a saved model is as readable as any other file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

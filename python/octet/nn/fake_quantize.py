@@ -1,0 +1,149 @@
+"""`FakeQuantize`: the owner of one grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..spec import Spec
+
+# Python mirrors of buffers: forward decides by them, so that it neither waits for a device nor breaks a compiled graph.
+_MIRRORED = {"observing": "_observing", "enabled": "_enabled", "stale": "_stale"}
+
+
+class FakeQuantize(nn.Module):
+    """Observes the range of a tensor and rounds it to the grid that follows from the range.
+
+    forward(x): any floating shape in, the same shape out; where it observes, the range of x counts from the next
+    forward on. The gradient is straight-through: 1 where the code is not clamped, else 0. Until a range is known x
+    passes unchanged. NaN passes; a forward that saw NaN or inf leaves the range alone and is counted in `nonfinite`.
+
+    Buffers, all 0-d: `min`, `max` (the range, +inf and -inf while empty), `scale`, `zero_point`, `steps` (the scale in
+    units of its add component), `observing`, `enabled` (fake quantization), `stale` (the range was observed in training
+    while fake quantization was off, after it had been on), `nonfinite`. A state_dict may lack all of them, as an FP32
+    checkpoint does.
+
+    Args:
+        spec: bits, symmetric, observer and averaging_constant are used.
+        name: what errors call this grid.
+    """
+
+    def __init__(self, spec: Spec | None = None, name: str = "") -> None:
+        super().__init__()
+        spec = spec or Spec()
+        self.bits, self.symmetric = spec.bits, spec.symmetric
+        self.observer, self.averaging_constant = spec.observer, spec.averaging_constant
+        self.qmin, self.qmax = int(spec.symmetric), 2**spec.bits - 1
+        self.name = name
+        for key, value in {"min": math.inf, "max": -math.inf, "scale": 1.0}.items():
+            self.register_buffer(key, torch.tensor(value))
+        middle = 2 ** (spec.bits - 1) if spec.symmetric else 0
+        self.register_buffer("zero_point", torch.tensor(middle, dtype=torch.int32))
+        self.register_buffer("steps", torch.tensor(1, dtype=torch.int32))
+        for key, value in {"observing": True, "enabled": True, "stale": False}.items():
+            self.register_buffer(key, torch.tensor(value))
+        self.register_buffer("nonfinite", torch.tensor(0, dtype=torch.int64))
+        self.register_buffer("pending_min", torch.tensor(math.inf), persistent=False)
+        self.register_buffer("pending_max", torch.tensor(-math.inf), persistent=False)
+        self.shared = False  # committed by a `GridSet` with others, not by itself
+        self.calibrating = False
+        self._was_on = False
+        self.refresh()
+
+    @property
+    def observes(self) -> bool:
+        """Whether this forward observes."""
+        return self.calibrating or (self.training and self._observing)
+
+    @property
+    def active(self) -> bool:
+        """Whether this forward is on the grid."""
+        return self._enabled and self.ready and not self.calibrating
+
+    def grid(self) -> tuple[Tensor, Tensor, int, int]:
+        """Scale, zero point, qmin, qmax, as the ops take them."""
+        return self.scale, self.zero_point, self.qmin, self.qmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise TypeError(f"FakeQuantize {self.name}: the input must be floating point (got {x.dtype})")
+        if not self.observes:
+            return ops.fake_quantize_per_tensor(x, *self.grid()) if self.active else x
+        if self.active:
+            y, low, high = ops.observe_and_fake_quantize(x, *self.grid())
+        else:
+            y, (low, high) = x, ops.min_max(x.detach())
+        self.observe(low, high)
+        return y
+
+    def observe(self, low: Tensor, high: Tensor) -> None:
+        """Adds the range of one tensor to what this forward saw."""
+        ops.merge_pending_(self.pending_min, self.pending_max, low, high)
+        if not self.shared:
+            commit([self])
+
+    def set_observing(self, on: bool) -> None:
+        self.observing.fill_(on)
+        self._observing = on
+
+    def set_enabled(self, on: bool) -> None:
+        """Switches fake quantization."""
+        self._was_on = not on and (self._was_on or (self._enabled and self.ready))
+        self.enabled.fill_(on)
+        self._enabled = on
+
+    def note_commit(self) -> None:
+        """Called after what this forward saw went into the range."""
+        if not self.ready:
+            self.refresh()
+        stale = self.training and not self._enabled and self._was_on
+        if stale != self._stale and (stale or self._enabled):
+            self.stale.fill_(stale)
+            self._stale = stale
+
+    def refresh(self) -> None:
+        """Reads the Python mirrors from the buffers; needed after writing to the buffers by hand."""
+        for buffer, mirror in _MIRRORED.items():
+            setattr(self, mirror, bool(getattr(self, buffer)))
+        self.ready = bool(self.min <= self.max)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        persistent = self._buffers.keys() - self._non_persistent_buffers_set
+        if not any(prefix + key in state_dict for key in persistent):
+            return  # an FP32 checkpoint
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.refresh()
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, symmetric={self.symmetric}, observer={self.observer!r}"
+
+
+def commit(
+    grids: list[FakeQuantize],
+    components: list[int] | None = None,
+    products: list[int] | None = None,
+) -> None:
+    """Moves what the forward saw into the ranges and solves the grids: rule 9 of docs/numerics.md.
+
+    components: per grid the number of the add component it belongs to, -1 for none. products: triples (a, b, out) of
+    indices into `grids`.
+    """
+    buffers = [[getattr(grid, key) for grid in grids] for key in _COMMITTED]
+    ops.commit_ranges_(
+        *buffers,
+        [grid.qmin for grid in grids],
+        [grid.qmax for grid in grids],
+        [grid.symmetric for grid in grids],
+        components or [-1] * len(grids),
+        products or [],
+        [grid.observer for grid in grids],
+        [grid.averaging_constant for grid in grids],
+    )
+    for grid in grids:
+        grid.note_commit()
+
+
+_COMMITTED = ("pending_min", "pending_max", "min", "max", "scale", "zero_point", "steps", "nonfinite")

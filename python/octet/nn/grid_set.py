@@ -1,0 +1,110 @@
+"""Grids that change together: what a model's root does at the end of its forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .elementwise import Add
+from .fake_quantize import FakeQuantize, commit
+
+
+class GridSet(nn.Module):
+    """The grids of one model, which change together, once at the end of a forward.
+
+    forward() moves what the forward saw into the ranges and solves all grids at once. In a prepared model this is the
+    root child `octet`; its children are the blocks, so every key of a quantization buffer begins with `octet.`.
+    Its own names begin with an underscore, because the names of its children are those of the model's layers.
+    """
+
+    _is_impure = True  # for torch.fx: a call without users is not dead code
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grids: list[FakeQuantize] = []
+        self._components: list[int] = []  # for each grid the number of the add component it belongs to, or -1
+        self._rows: list[dict[str, Any]] = []  # what the report says
+        self._freeze_bn = False
+
+    def _take(self, grid: FakeQuantize, component: int = -1) -> None:
+        """From now on this commits for `grid`."""
+        grid.shared = True
+        self._grids.append(grid)
+        self._components.append(component)
+
+    def forward(self) -> None:
+        if not any(grid.observes for grid in self._grids):
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._share_pending()
+        commit(self._grids, self._components)
+
+    def _share_pending(self) -> None:
+        """One all-reduce for the ranges of all grids on all processes.
+
+        Whether MIN keeps NaN is up to the backend, so NaN travels as -inf: the commit skips and counts both alike.
+        """
+        pending = [g.pending_min for g in self._grids] + [-g.pending_max for g in self._grids]
+        joined = torch.stack(pending).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        dist.all_reduce(joined, op=dist.ReduceOp.MIN)
+        low, high = joined.chunk(2)
+        for i, grid in enumerate(self._grids):
+            grid.pending_min.copy_(low[i])
+            grid.pending_max.copy_(-high[i])
+
+    def _after_forward(self, *_: Any) -> None:
+        self()
+
+
+class DisjointSets:
+    """Union-find: things that turned out to be one."""
+
+    def __init__(self) -> None:
+        self.parent: dict[Any, Any] = {}
+
+    def find(self, item: Any) -> Any:
+        """The representative of the set of `item`; an item nobody mentioned is a set of its own from now on."""
+        parent = self.parent.setdefault(item, item)
+        if parent == item:
+            return item
+        self.parent[item] = self.find(parent)
+        return self.parent[item]
+
+    def union(self, a: Any, b: Any) -> None:
+        self.parent[self.find(b)] = self.find(a)
+
+    def numbers(self, items: list[Any]) -> list[int]:
+        """For each item the number of its set, counted from 0 in order of appearance, or -1 if nobody mentioned it."""
+        known: dict[Any, int] = {}
+        return [known.setdefault(self.find(i), len(known)) if i in self.parent else -1 for i in items]
+
+
+def bind(module: nn.Module) -> nn.Module:
+    """Makes the grids of a module composed by hand change together, at the end of its forward, and returns it.
+
+    Grids that meet in an `Add` get scales that are odd multiples of one unit; without it `Add` refuses to convert.
+    `prepare` does the same for the models it makes. Call it once, on the outermost module.
+
+    Raises:
+        ValueError: an `Add` whose operands have no grid, or grids that are bound already.
+    """
+    named = {name: child for name, child in module.named_modules() if isinstance(child, FakeQuantize)}
+    for name, grid in named.items():
+        grid.name = grid.name or name
+        if grid.shared:
+            raise ValueError(f"bind: {name}: must not be bound already")
+    sets = DisjointSets()
+    for name, add in module.named_modules():
+        if isinstance(add, Add):
+            if add.a is None or add.b is None:
+                raise ValueError(f"bind: {name}: both operands must have grids (got None)")
+            sets.union(add.output, add.a)
+            sets.union(add.output, add.b)
+    grids = GridSet()
+    for grid, component in zip(named.values(), sets.numbers(list(named.values())), strict=True):
+        grids._take(grid, component)
+    module.register_forward_hook(grids._after_forward)
+    return module

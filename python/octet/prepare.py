@@ -1,0 +1,313 @@
+"""From a float model to one that trains and evaluates as its INT8 form will: `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from .capture import ModuleGraph, capture
+from .errors import PrepareError, StateDictError
+from .fuse import Operator, Role, Tied, fuse, label
+from .grids import GridPlan, island_reasons, plan_grids
+from .nn import Block, FakeQuantize, ReLU6
+from .nn.grid_set import GridSet
+from .spec import Recipe, Spec
+
+ROOT = "octet"
+"""The child that holds the blocks and grids of a prepared model."""
+
+_ACCUMULATOR_LIMIT = 2**30 - 2**21  # rule 5; octet/core/requantize.h says why
+
+
+@dataclass
+class Row:
+    """One line of a report: a layer, what it is (a class name), whether it is INT8, and if not, why."""
+
+    name: str
+    kind: str
+    int8: bool
+    reason: str = ""
+
+
+class QATModel(ModuleGraph):
+    """What `prepare` returns: the model's own modules under their own names, and under `octet` the blocks over them.
+
+    Trains in an ordinary loop. `.train()` observes and fake-quantizes; `.eval()` never observes and gives the bits of
+    the INT8 model. `deepcopy`, `state_dict`, optimizers work as on the original; a state_dict of the original, which
+    has no quantization buffers, loads too.
+    """
+
+    @property
+    def rows(self) -> list[Row]:
+        return [Row(**row) for row in self.get_submodule(ROOT)._rows]
+
+    def train(self, mode: bool = True) -> QATModel:
+        super().train(mode)
+        if self.get_submodule(ROOT)._freeze_bn:
+            freeze_float_norms(self)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state_dict of this model, or of the float model it was made of (no key beginning with `octet.`).
+
+        Raises:
+            StateDictError: with strict, keys or shapes that do not fit; nothing was changed.
+        """
+        if strict:
+            _check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def prepare(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    recipe: Recipe | None = None,
+    kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    low_memory: bool = False,
+) -> QATModel:
+    """Returns a copy of `model` for quantization-aware training; `model` itself is left alone.
+
+    The first forward in training mode only observes; from the second on layers compute with fake-quantized weights and
+    activations.
+
+    Args:
+        model: any module that `octet.capture.capture` takes.
+        args, kwargs, dynamic_shapes: the example call, as for `capture`. The batch size stays free.
+        recipe: bits, observers, and what stays float.
+        low_memory: keep only the inputs of each block for the backward pass and compute the rest again.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        PrepareError: a layer whose sums do not fit the accumulator, an override that names nothing, a child `octet`.
+    """
+    recipe = recipe or Recipe()
+    _check_names(model, recipe)
+    graph = capture(model, args, kwargs, dynamic_shapes)
+    roles = fuse(graph, recipe)
+    return _Builder(graph, roles, plan_grids(graph.graph, roles), recipe, low_memory).run()
+
+
+def freeze_float_norms(model: nn.Module) -> None:
+    """Puts batch norms that no block runs into evaluation mode."""
+    owned = {id(m.bn) for m in model.modules() if isinstance(m, Block) and hasattr(m, "bn")}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in owned:
+            module.eval()
+
+
+class _Builder:
+    """Replaces operators by blocks and puts grids where the plan wants them."""
+
+    def __init__(
+        self, graph: ModuleGraph, roles: dict[Node, Role], plan: GridPlan, recipe: Recipe, low_memory: bool
+    ) -> None:
+        self.graph, self.roles, self.plan, self.recipe, self.low_memory = graph, roles, plan, recipe, low_memory
+        self.root = GridSet()
+        self.grids: dict[Node, FakeQuantize] = {}  # by first node of the class
+        self.blocks: dict[Any, str] = {}  # operator key -> target
+
+    def run(self) -> QATModel:
+        rows = [asdict(row) for row in self._rows()]
+        self.graph.add_module(ROOT, self.root)
+        self.root._rows = rows
+        self.heads = {role.nodes[0] for role in self.roles.values() if isinstance(role, Operator)}
+        self._make_entries()
+        for node in list(self.graph.graph.nodes):
+            role = self.roles.get(node)
+            if isinstance(role, Operator):
+                self._replace(node, role)
+            elif isinstance(role, Tied) and role.relu6 and node in self.plan.classes:
+                self._clamp(node)
+        self._end()
+        return QATModel(self.graph, self.graph.graph)
+
+    def _rows(self) -> list[Row]:
+        reasons = island_reasons(self.roles, self.plan)
+        modules = dict(self.graph.named_modules())
+        rows = []
+        for node, role in self.roles.items():
+            covered = role.nodes if isinstance(role, Operator) else [node]
+            kind = " + ".join(label(part, modules) for part in covered)
+            rows.append(Row(covered[0].meta["octet_name"], kind, node not in reasons, reasons.get(node, "")))
+        return rows
+
+    # Grids.
+
+    def _make_entries(self) -> None:
+        """Entries come before all readers, so each either makes the grid of its class or finds it made."""
+        for node in self.plan.entries:
+            name = node.meta["octet_name"]
+            grid = self._grid(node, None)
+            if grid.name == name and not self._has(name):
+                self._register(name, grid)
+            target = f"{ROOT}.{grid.name}"
+            with self.graph.graph.inserting_after(self._last_placeholder(node)):
+                entry = self.graph.graph.call_module(target, (node,))
+            entry.meta = {**node.meta, "octet_name": f"{name}_quantize"}
+            for user in list(node.users):
+                if user is not entry and self._reads_codes(user):
+                    user.replace_input_with(node, entry)
+
+    def _last_placeholder(self, node: Node) -> Node:
+        if node.op != "placeholder":
+            return node
+        return [n for n in self.graph.graph.nodes if n.op == "placeholder"][-1]
+
+    def _reads_codes(self, user: Node) -> bool:
+        role = self.roles.get(user)
+        if isinstance(role, Tied):
+            return user in self.plan.classes
+        return user in self.heads
+
+    def _grid(self, node: Node, output: FakeQuantize | None) -> FakeQuantize:
+        """The grid of the class of `node`, made at its first use: `output` of a block, or a new one."""
+        first = self.plan.classes[node]
+        if first not in self.grids:
+            grid = output if output is not None else FakeQuantize(self._spec(first))
+            grid.name = self._grid_name(first)
+            self.grids[first] = grid
+            self.root._take(grid, self.plan.components[first])
+        return self.grids[first]
+
+    def _grid_name(self, first: Node) -> str:
+        role = self.roles.get(first)
+        return f"{role.name}.output" if isinstance(role, Operator) else first.meta["octet_name"]
+
+    def _spec(self, first: Node) -> Spec:
+        """The Spec of a class: the first override among those that produce its values, or the default."""
+        for node, head in self.plan.classes.items():
+            if head is first:
+                override = self._override(node)
+                if override is not None:
+                    return override
+        return self.recipe.activations
+
+    def _override(self, node: Node) -> Spec | None:
+        role = self.roles.get(node)
+        head = role.nodes[0] if isinstance(role, Operator) else node
+        module = self.graph.get_submodule(head.target) if head.op == "call_module" else None
+        name = head.target if head.op == "call_module" else head.meta["octet_name"]
+        found = self.recipe.override_for(name, module)
+        return found if isinstance(found, Spec) else None
+
+    # Blocks.
+
+    def _replace(self, node: Node, role: Operator) -> None:
+        target = self.blocks.get(role.key)
+        if target is None:
+            target = self.blocks[role.key] = f"{ROOT}.{role.name}"
+            self._register(role.name, self._block(node, role))
+        with self.graph.graph.inserting_after(node):
+            call = self.graph.graph.call_module(target, tuple(self._current_operands(role)))
+        call.meta = {**node.meta, "octet_name": role.nodes[0].meta["octet_name"]}
+        node.replace_all_uses_with(call)
+        for covered in reversed(role.nodes):
+            self.graph.graph.erase_node(covered)
+        self._rename(node, call)
+
+    def _current_operands(self, role: Operator) -> list[Node]:
+        """What the first node reads now: earlier replacements changed its arguments."""
+        return [arg for arg in role.nodes[0].args[: len(role.operands)] if isinstance(arg, Node)]
+
+    def _rename(self, node: Node, call: Node) -> None:
+        """Moves what the plan knows about a replaced node to its block."""
+        self.plan.classes[call] = self.plan.classes[node]
+
+    def _block(self, node: Node, role: Operator) -> Block:
+        inputs = [self.grids[self.plan.classes[operand]] for operand in role.operands]
+        self._check_accumulator(role, inputs)
+        first = self.plan.classes[node]
+        weights = self._override(node) or self.recipe.weights
+        shared = None if first is node else self.grids[first]
+        block = role.make(*inputs, output=shared, activations=self._spec(first), weights=weights)
+        if first is node:  # an entry on the same grid may have made it already
+            block.output = self._grid(node, block.output)
+        block.low_memory = self.low_memory
+        return block
+
+    def _check_accumulator(self, role: Operator, inputs: list[FakeQuantize]) -> None:
+        if not role.taps:
+            return
+        weights = self._override(role.nodes[-1]) or self.recipe.weights
+        grid = inputs[0]
+        largest = grid.qmax - (2 ** (grid.bits - 1) if grid.symmetric else grid.qmin)
+        total = role.taps * largest * (2 ** (weights.bits - 1) - 1)
+        if total >= _ACCUMULATOR_LIMIT:
+            raise PrepareError(
+                f"prepare: {role.name}: products per output * largest codes must be below {_ACCUMULATOR_LIMIT} "
+                f"(got {role.taps} products, {total}); use fewer bits there or octet.Float"
+            )
+
+    def _clamp(self, node: Node) -> None:
+        name = node.meta["octet_name"]
+        self._register(name, ReLU6(self._grid(node, None)))
+        with self.graph.graph.inserting_after(node):
+            call = self.graph.graph.call_module(f"{ROOT}.{name}", (node.args[0],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        self.graph.graph.erase_node(node)
+        self._rename(node, call)
+
+    def _end(self) -> None:
+        """The ranges of a forward are committed when all of it is computed."""
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        with self.graph.graph.inserting_before(output):
+            commit = self.graph.graph.call_module(ROOT)
+        commit.meta["octet_name"] = f"{ROOT}.commit"
+        self.graph.graph.lint()
+
+    # Registration under the root.
+
+    def _has(self, name: str) -> bool:
+        try:
+            return isinstance(self.root.get_submodule(name), (Block, FakeQuantize))
+        except AttributeError:
+            return False
+
+    def _register(self, name: str, module: nn.Module) -> None:
+        """Adds `module` as `name` below the root; containers a name passes through are made as plain modules."""
+        owner: nn.Module = self.root
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]
+        owner.add_module(leaf, module)
+        if owner.training != self.graph.training:
+            module.train(self.graph.training)
+
+
+def _check_names(model: nn.Module, recipe: Recipe) -> None:
+    names = {name for name, _ in model.named_modules()}
+    if ROOT in names:
+        raise PrepareError(f"prepare: the model must not have a child named {ROOT!r}; its quantization goes there")
+    for key in recipe.overrides:
+        top = key.split(".")[0] if isinstance(key, str) else None
+        if isinstance(key, str) and key not in names and "." in key and key.rpartition(".")[0] not in names:
+            raise PrepareError(f"prepare: override {key!r} must name a module of the model ({top!r} has none such)")
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raises StateDictError unless `state` fits: all keys, or all but those of the quantization."""
+    own = model.state_dict()
+    plain = {key: value for key, value in own.items() if not key.startswith(f"{ROOT}.")}
+    expected = own if any(key.startswith(f"{ROOT}.") for key in state) else plain
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+    found = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:5])}" for what, keys in problems.items() if keys)
+    if found:
+        raise StateDictError(
+            "load_state_dict: the state must have every key of this model, or every key of its float original and no "
+            f"key under {ROOT!r} (got {found}); nothing was changed"
+        )

@@ -1,0 +1,134 @@
+"""Is the INT8 model the QAT model, layer by layer? `verify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from . import ops
+from .convert import Int8Model
+from .nn import Block, FakeQuantize, int8
+from .prepare import QATModel
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One layer: of `count` values `different` are not equal, by at most `largest` (steps of the grid, if on codes)."""
+
+    name: str
+    count: int
+    different: int
+    largest: float
+    codes: bool
+
+    def __str__(self) -> str:
+        unit = "steps" if self.codes else "in float"
+        return f"{self.name}: {self.different} of {self.count} values differ, by up to {self.largest:g} {unit}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `verify`: true if every layer and the outputs are equal."""
+
+    layers: list[LayerComparison]
+
+    @property
+    def first(self) -> LayerComparison | None:
+        """The first layer that differs. Later ones may differ only because of it."""
+        return next((layer for layer in self.layers if layer.different), None)
+
+    def __bool__(self) -> bool:
+        return self.first is None
+
+    def __str__(self) -> str:
+        if self.first is None:
+            return f"equal in every bit: {len(self.layers)} layers"
+        return f"first difference in {self.first}"
+
+
+def verify(
+    qat: QATModel, int8_model: Int8Model, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Verification:
+    """Runs both models on one input, `qat` in evaluation mode, and compares the result of every layer they share.
+
+    Args:
+        qat: the prepared model, whose training flags come back as they were.
+        int8_model: what `convert` made of it, with float inputs.
+        args, kwargs: the input.
+
+    Raises:
+        TypeError: not these two kinds of model.
+        ValueError: models with no layer in common.
+    """
+    if not isinstance(qat, QATModel) or not isinstance(int8_model, Int8Model):
+        kinds = (type(qat).__name__, type(int8_model).__name__)
+        raise TypeError(f"verify: the models must come from octet.prepare and octet.convert (got {kinds})")
+    flags = {module: module.training for module in qat.modules()}
+    try:
+        qat.eval()
+        expected = _Recorder(qat).record(args, kwargs or {})
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    actual = _Recorder(int8_model).record(args, kwargs or {})
+    layers = [_compare(name, value, actual[name]) for name, value in expected.items() if name in actual]
+    if not layers:
+        raise ValueError("verify: the models must have layers in common (got none)")
+    return Verification(layers)
+
+
+@dataclass
+class _Value:
+    tensor: Tensor
+    grid: FakeQuantize | None
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and keeps the tensors its nodes gave, by their octet name."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[str, _Value] = {}
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, _Value]:
+        names = [node.target for node in self.graph.nodes if node.op == "placeholder"]
+        rest = [kwargs[name] for name in names[len(args) :] if name in kwargs]
+        with torch.no_grad():
+            self.run(*args, *rest)
+        return self.values
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        module = self.fetch_attr(n.target) if n.op == "call_module" else None
+        if n.op in ("call_module", "call_function") and isinstance(result, Tensor):
+            self.values[n.meta["octet_name"]] = _Value(result, _grid_of(module))
+        elif n.op == "output":
+            leaves = torch.utils._pytree.tree_leaves(result)
+            self.values |= {f"output {i}": _Value(v, None) for i, v in enumerate(leaves) if isinstance(v, Tensor)}
+        return result
+
+
+def _grid_of(module: nn.Module | None) -> FakeQuantize | None:
+    if isinstance(module, Block):
+        return module.output
+    return module if isinstance(module, FakeQuantize) else None
+
+
+def _compare(name: str, expected: _Value, actual: _Value) -> LayerComparison:
+    want, got = expected.tensor, actual.tensor
+    codes = got.dtype == torch.uint8 and want.is_floating_point()
+    if codes and expected.grid is not None:
+        want = ops.quantize_per_tensor(want, *expected.grid.grid(), torch.uint8)
+    elif codes:  # a tied node: its grid is not its own, and its operands were compared already
+        return LayerComparison(name, got.numel(), 0, 0.0, True)
+    difference = (want.double() - got.double()).abs()
+    same = (want == got) | (want.isnan() & got.isnan()) if want.is_floating_point() else want == got
+    largest = float(difference.nan_to_num(nan=torch.inf).masked_fill(same, 0).max()) if got.numel() else 0.0
+    return LayerComparison(name, got.numel(), int((~same).sum()), largest, codes)
+
+
+__all__ = ["LayerComparison", "Verification", "int8", "verify"]
