@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from .capture import ModuleGraph
 from .fuse import (
     DROPOUTS,
     MAX_POOL_FUNCTIONS,
@@ -21,6 +20,7 @@ from .fuse import (
     keeps_grid,
     tied_operands,
 )
+from .network import LoweredGraph
 from .nn import Block, FakeQuantize, int8
 from .nn.block import Activation
 from .prepare import ROOT, QATModel, Row
@@ -29,7 +29,7 @@ from .readiness import check_ready
 _aten = torch.ops.aten
 
 
-class Int8Model(ModuleGraph):
+class Int8Model(LoweredGraph):
     """What `convert` returns: a graph of `octet.nn.int8` modules on uint8 codes, float islands between them.
 
     An ordinary module: save it, script it, deepcopy it. It does not train.
@@ -111,6 +111,7 @@ class _Converter:
         model.graph.eliminate_dead_code()
         model.graph.lint()
         model.recompile()
+        model.lowered()  # now rather than in the first call
         return model
 
     def _convert(self, node: Node) -> None:

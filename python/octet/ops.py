@@ -47,6 +47,7 @@ __all__ = [
     "observe_and_fake_quantize",
     "quantize_per_channel",
     "quantize_per_tensor",
+    "run_network",
     "update_batch_norm_",
     "update_range_",
 ]
@@ -478,6 +479,18 @@ def int8_table(x: Tensor, table: Tensor) -> Tensor:
 
 
 # Training blocks
+
+
+def run_network(inputs: list[Tensor], program: Tensor, weights: Tensor, biases: Tensor, numbers: Tensor) -> list[Tensor]:
+    """A whole INT8 network, or the part of one between two float islands, in one call; see `octet.network`.
+
+    inputs: floating point where the program begins with a quantize, uint8 codes elsewhere; any strides and batch size.
+    program int64, weights int8, biases int32, numbers float32, all one-dimensional: what `octet.network.lower` writes.
+
+    Returns float32 tensors or uint8 codes, bit for bit what the single operators give. No gradient. The first call packs
+    the weights; they stay with `program` and die with it.
+    """
+    return torch.ops.octet.run_network(inputs, program, weights, biases, numbers)
 
 
 def conv_block(

@@ -63,9 +63,9 @@ Value bind_quantize(WordReader& words, NetworkBuilder& builder) {
   });
 }
 
-// x, scale_at, zero_point
+// x, scale_at, zero_point. In plain order: what follows may be float kernels of others, whose rounding depends on the order.
 Value bind_dequantize(WordReader& words, NetworkBuilder& builder) {
-  const Value x = builder.codes(words.next());
+  const Value x = builder.in_order(builder.codes(words.next()), false);
   const float scale = builder.number(words.next());
   const int32_t zero_point = words.next_code();
   TensorType type = x.type;

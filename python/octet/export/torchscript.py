@@ -33,7 +33,7 @@ def torchscript(model: Int8Model, args: tuple[Any, ...], path: str | os.PathLike
         with warnings.catch_warnings():
             # About the constructor of torch.fx.GraphModule; nothing of the model is meant.
             warnings.filterwarnings("ignore", message=".*instance-level annotations on empty non-base types.*")
-            scripted = torch.jit.script(model.lean().eval())
+            scripted = torch.jit.script(model.lowered().eval())
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OctetError(f"torchscript: the model's float parts must compile (got {reason})") from error
