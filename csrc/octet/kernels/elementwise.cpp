@@ -11,7 +11,7 @@ namespace octet::kernels {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // elements worth a thread
-constexpr int64_t kChunk = 1024;   // elements whose flags stay in the first-level cache; a multiple of 8
+constexpr int64_t kChunk = 2048;   // elements whose flags stay in the first-level cache; a multiple of 8
 
 // A run of elements with one channel, or (inner == 1) with consecutive channels from `channel` on.
 struct Segment {

@@ -1,5 +1,6 @@
 // The bodies every machine can run: plain loops.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -30,23 +31,39 @@ struct Lanes {
 
 #include "octet/kernels/finish-inl.h"
 
-static int32_t dot(const uint8_t* x, const int8_t* w, int64_t n, int32_t zero_point) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += (x[i] - zero_point) * w[i];
-  return sum;
-}
-
-// [out_channels][taps][in channels of the group]: a tap's channels lie together, as in x.
+// [tap][channel of a group][output channel], widened: the innermost loops run over output channels.
 static PackedWeights pack(const int8_t* weights, const ConvShape& shape) {
-  const int64_t taps = shape.taps(), channels = shape.in_per_group();
-  PackedWeights packed{AlignedBytes(shape.out_channels * taps * channels), {}};
-  int8_t* to = packed.codes.as<int8_t>();
-  for (int64_t o = 0; o < shape.out_channels; ++o) {
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int64_t c = 0; c < channels; ++c) *to++ = weights[(o * channels + c) * taps + t];
+  const int64_t taps = shape.taps(), channels = shape.in_per_group(), outputs = shape.out_channels;
+  PackedWeights packed{AlignedBytes(outputs * taps * channels * sizeof(int16_t)), {}};
+  auto* to = packed.codes.as<int16_t>();
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t o = 0; o < outputs; ++o) *to++ = weights[(o * channels + c) * taps + t];
     }
   }
   return packed;
+}
+
+// acc[o] += x * w[o]
+static void add_outputs(int32_t x, const int16_t* __restrict w, int64_t n, int32_t* __restrict acc) {
+  const auto narrow = static_cast<int16_t>(x);
+  for (int64_t o = 0; o < n; ++o) acc[o] += narrow * w[o];
+}
+
+// acc[c] += (x[c] - zero_point) * w[c]: depthwise
+static void add_channels(const uint8_t* __restrict x, int32_t zero_point, const int16_t* __restrict w, int64_t n,
+                         int32_t* __restrict acc) {
+  for (int64_t c = 0; c < n; ++c) acc[c] += static_cast<int16_t>(x[c] - zero_point) * w[c];
+}
+
+static void add_tap(const ConvShape& shape, const uint8_t* x, int32_t zero_point, const int16_t* w, int32_t* acc) {
+  const int64_t channels = shape.in_per_group(), outputs = shape.out_per_group();
+  if (channels == 1 && outputs == 1) return add_channels(x, zero_point, w, shape.groups, acc);
+  for (int64_t c = 0; c < channels; ++c, w += shape.out_channels) {
+    for (int64_t g = 0; g < shape.groups; ++g) {
+      add_outputs(x[g * channels + c] - zero_point, w + g * outputs, outputs, acc + g * outputs);
+    }
+  }
 }
 
 static void run(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
@@ -58,14 +75,10 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
     std::vector<int32_t> acc(outputs);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
       gather_taps(shape, x, pixel, 1, nullptr, pointers.data(), 1);
-      for (int64_t o = 0; o < outputs; ++o) {
-        const int64_t first = o / shape.out_per_group() * channels;
-        const int8_t* w = weights.codes.as<int8_t>() + o * taps * channels;
-        int32_t sum = epilogue.bias[o];
-        for (int64_t t = 0; t < taps; ++t) {  // padding is x_zero_point: it adds nothing
-          if (pointers[t]) sum += dot(pointers[t] + first, w + t * channels, channels, epilogue.x_zero_point);
-        }
-        acc[o] = sum;
+      std::copy(epilogue.bias, epilogue.bias + outputs, acc.begin());
+      for (int64_t t = 0; t < taps; ++t) {  // padding is x_zero_point: it adds nothing
+        const int16_t* w = weights.codes.as<int16_t>() + t * channels * outputs;
+        if (pointers[t]) add_tap(shape, pointers[t], epilogue.x_zero_point, w, acc.data());
       }
       finish(acc.data(), outputs, 1, outputs, epilogue, 0, y, pixel * outputs, outputs);
     }

@@ -79,9 +79,10 @@ static void fake_quantize_row(const float* x, int64_t n, const RowGrid& grid, fl
 static void pack_bits_row(const uint8_t* __restrict flags, int64_t n, uint8_t* __restrict bits) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    uint8_t byte = 0;
-    for (int j = 0; j < 8; ++j) byte |= static_cast<uint8_t>(flags[i + j] << j);
-    bits[i / 8] = byte;
+    // Little-endian: flag j is bit 8 j of the word; the factor moves it to bit 56 + j, and no two bits meet.
+    uint64_t word;
+    std::memcpy(&word, flags + i, 8);
+    bits[i / 8] = static_cast<uint8_t>((word * 0x0102040810204080u) >> 56);
   }
   if (i == n) return;
   uint8_t byte = 0;
