@@ -1,7 +1,8 @@
-"""Convolution stacks of known networks: octet::int8_conv against onednn::qconv_pointwise and FP32, interleaved in one process.
+"""Convolution stacks of known networks: octet::int8_conv against onednn::qconv_pointwise and FP32, interleaved.
 
 Every layer of a network runs on its own, one peer after the other, round by round; a stack's time is the sum over its
-layers of the shortest (and of the median) call. Peers get what they like best: channels_last activations, prepacked weights.
+layers of the shortest (and of the median) call. Peers get what they like best: channels_last activations, prepacked
+weights.
 
 Usage: python benchmarks/kernels/compare.py [--rounds 30] [--batch 1 16] [--threads 1 2] [--networks resnet20 ...]
 """

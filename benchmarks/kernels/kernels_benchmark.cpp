@@ -10,6 +10,9 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // inside gcc's own intrinsics, GCC bug 105593
+#endif
 #include <immintrin.h>
 #endif
 
