@@ -1,0 +1,69 @@
+#include "octet/nn/elementwise.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/relu6.h>
+
+#include <utility>
+
+#include "octet/ops/blocks.h"
+#include "octet/ops/fake_quantize.h"
+
+namespace octet::nn {
+
+AddImpl::AddImpl(FakeQuantize a, FakeQuantize b, bool subtract, const BlockOptions& options, Activation activation)
+    : BlockImpl("Add", options, activation), a(std::move(a)), b(std::move(b)), subtract(subtract) {}
+
+at::Tensor AddImpl::forward(const at::Tensor& x, const at::Tensor& y) {
+  const FakeQuantize &ga = a ? a : output, &gb = b ? b : output;
+  const auto [sum, low, high] =
+      add_block(x, y, subtract ? -1.0 : 1.0, static_cast<int64_t>(activation), ga->scale, ga->zero_point, ga->steps,
+                ga->qmin, ga->qmax, gb->scale, gb->zero_point, gb->steps, gb->qmin, gb->qmax, output->scale,
+                output->zero_point, output->steps, output->qmin, output->qmax, active(), output->observes());
+  observe(low, high);
+  return sum;
+}
+
+torch::nn::AnyModule AddImpl::to_int8() const {
+  check_ready();
+  const auto steps = [](const FakeQuantize& grid) { return static_cast<float>(grid->steps.item<int32_t>()); };
+  const auto zero_point = [](const FakeQuantize& grid) { return grid->zero_point.item<int32_t>(); };
+  const float ratio_b = steps(b) / steps(output);
+  return torch::nn::AnyModule(int8::Add(zero_point(a), steps(a) / steps(output), zero_point(b),
+                                        subtract ? -ratio_b : ratio_b, zero_point(output), bounds()));
+}
+
+at::Tensor CatImpl::forward(const std::vector<at::Tensor>& tensors) { return at::cat(tensors, dim); }
+
+torch::nn::AnyModule CatImpl::to_int8() const { return torch::nn::AnyModule(int8::Cat(dim)); }
+
+ReLU6Impl::ReLU6Impl(FakeQuantize grid) : BlockImpl("ReLU6", {.output = std::move(grid)}, Activation::kRelu6) {}
+
+at::Tensor ReLU6Impl::forward(const at::Tensor& x) {
+  const at::Tensor y = at::relu6(x);
+  if (!active()) return y;
+  return fake_quantize_per_tensor(y, output->scale, output->zero_point, output->qmin, output->qmax);
+}
+
+torch::nn::AnyModule ReLU6Impl::to_int8() const { return torch::nn::AnyModule(int8::Clamp(bounds())); }
+
+AvgPoolBlockImpl::AvgPoolBlockImpl(std::string name, int8::PoolGeometry geometry, const BlockOptions& options)
+    : BlockImpl(std::move(name), options, Activation::kIdentity), input(options.input), geometry(std::move(geometry)) {}
+
+at::Tensor AvgPoolBlockImpl::forward(const at::Tensor& x) {
+  const GridArguments in = grid_of(input), out = output->grid();
+  const auto [y, low, high] = avg_pool_block(x, geometry.kernel_size, geometry.stride, geometry.padding,
+                                             geometry.ceil_mode, geometry.count_include_pad, geometry.divisor_override,
+                                             geometry.output_size, in.scale, in.zero_point, in.qmin, in.qmax, out.scale,
+                                             out.zero_point, out.qmin, out.qmax, active(), output->observes());
+  observe(low, high);
+  return y;
+}
+
+torch::nn::AnyModule AvgPoolBlockImpl::to_int8() const {
+  check_ready();
+  const int8::Requantization numbers{input->zero_point.item<int32_t>(), output->zero_point.item<int32_t>(), bounds()};
+  return torch::nn::AnyModule(
+      int8::AvgPool(geometry, input->scale.item<float>(), output->scale.item<float>(), numbers));
+}
+
+}  // namespace octet::nn
