@@ -103,6 +103,18 @@ struct Depthwise {
   using Weight = int8_t;
   static constexpr int64_t kTaps = 4, kChannels = 32;
 
+  static __mmask32 mask(int64_t exist) { return static_cast<__mmask32>((uint64_t{1} << exist) - 1); }
+
+  static void load_permutations(__m512i& first, __m512i& second) {
+    alignas(64) static constexpr auto kOrder = [] {  // of the first 16 channels; the others lie 16 further in every tap
+      std::array<uint8_t, 64> order{};
+      for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i / 4 + 32 * (i % 4));
+      return order;
+    }();
+    first = _mm512_load_si512(kOrder.data());
+    second = _mm512_add_epi8(first, _mm512_set1_epi8(16));
+  }
+
   static __m512i load_pair(const uint8_t* a, const uint8_t* b, __mmask32 exists) {
     const __m256i low = _mm256_maskz_loadu_epi8(exists, a), high = _mm256_maskz_loadu_epi8(exists, b);
     return _mm512_inserti64x4(_mm512_zextsi256_si512(low), high, 1);
@@ -110,13 +122,9 @@ struct Depthwise {
 
   static void accumulate(const uint8_t* const* pointers, int64_t stride, int64_t groups, int64_t c, int64_t exist,
                          const int8_t* weights, int64_t group_size, const int32_t* init, int32_t* acc) {
-    alignas(64) static constexpr auto kOrder = [] {  // of the first 16 channels; the others lie 16 further in every tap
-      std::array<uint8_t, 64> order{};
-      for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i / 4 + 32 * (i % 4));
-      return order;
-    }();
-    const __m512i first = _mm512_load_si512(kOrder.data()), second = _mm512_add_epi8(first, _mm512_set1_epi8(16));
-    const auto exists = static_cast<__mmask32>((uint64_t{1} << exist) - 1);
+    __m512i first, second;
+    load_permutations(first, second);
+    const __mmask32 exists = mask(exist);
     __m512i low = _mm512_loadu_si512(init), high = _mm512_loadu_si512(init + 16);
     for (int64_t g = 0; g < groups; ++g, pointers += 4 * stride, weights += group_size) {
       const __m512i ab = load_pair(pointers[0] + c, pointers[stride] + c, exists);
@@ -130,8 +138,11 @@ struct Depthwise {
 };
 
 #include "octet/kernels/depthwise-inl.h"
+// depthwise-inl.h first: both share a condition.
+#include "octet/kernels/avx512vnni_depthwise-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
+static constexpr ConvFamily kConv[] = {{"u8s8_depthwise3_1x32__avx512vnni", depthwise3_accepts, depthwise3_pack, depthwise3_run},
+                                       {"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
                                        {"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
 
 }  // namespace avx512vnni
