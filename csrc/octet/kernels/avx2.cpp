@@ -64,6 +64,10 @@ struct Lanes {
     const auto bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
     store_up_to_8(p, bytes, n);
   }
+
+  static int64_t finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, int64_t) {
+    return 0;
+  }
 };
 
 #include "octet/kernels/finish-inl.h"

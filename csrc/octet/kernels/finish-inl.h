@@ -1,5 +1,7 @@
 // The convolution's epilogue: rules 6 and 10. Included inside an ISA's namespace and target region, behind a struct Lanes: a
 // vector of kCount floats and the few things done with it. Loads and stores touch the first n elements; load_int may read all.
+// Lanes::finish_codes may do any first part of the channels in a better way where codes are stored and nothing is added; it
+// returns how many it did.
 
 struct Residual {
   const uint8_t* codes;
@@ -49,6 +51,13 @@ static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_
 // first channel of the first pixel lies at y[pixel].
 static void finish(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
                    int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+  if (y.codes && !e.residual) {
+    const int64_t done = Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes + pixel + channel, pixel_stride);
+    acc += done;
+    channel += done;
+    channels -= done;
+    if (channels == 0) return;
+  }
   const auto tile = e.residual ? (y.codes ? finish_tile<true, true> : finish_tile<true, false>)
                                : (y.codes ? finish_tile<false, true> : finish_tile<false, false>);
   tile(acc, acc_stride, rows, channels, e, channel, y, pixel, pixel_stride);

@@ -206,6 +206,14 @@ static void run_panel(const Job& job, const Block& block, int64_t first, int64_t
   }
 }
 
+// Whole rows of outputs where rows are copied, so that none is copied twice.
+static int64_t block_pixels(const ConvShape& shape, const Plan& plan) {
+  const int64_t most = std::clamp<int64_t>(kBlockPointers / plan.segments, Engine::kMaxRows, kBlockPixels);
+  const int64_t row = shape.out[2];
+  if (!plan.padded_rows || row > 4 * most) return std::min(most, shape.batch * shape.pixels());
+  return std::min(std::max<int64_t>(1, most / row) * row, shape.batch * shape.pixels());
+}
+
 static void run(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
                 const ConvOutput& y, ParallelFor parallel) {
   const Plan plan = plan_for(shape);
@@ -220,7 +228,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
   }
   const Job job{weights, shape, plan, init.data(), epilogue, y};
   const int64_t pixels = shape.batch * shape.pixels();
-  const int64_t size = std::min(pixels, std::clamp<int64_t>(kBlockPointers / plan.segments, Engine::kMaxRows, kBlockPixels));
+  const int64_t size = block_pixels(shape, plan);
   const int64_t blocks = (pixels + size - 1) / size, panels = (plan.group_lanes + kPanel - 1) / kPanel;
   // Threads share pixels; where the weights are the larger part, panels.
   const bool by_panel = static_cast<int64_t>(weights.codes.size()) > 2 * shape.batch * shape.in_pixels() * shape.in_channels;
