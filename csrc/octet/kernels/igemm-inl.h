@@ -7,15 +7,15 @@
 //   kRows[v]   pixels of a tile over v vectors, kMaxRows the most of them
 //   tile<r, v> the TileFunction for r pixels and v vectors
 //
-// The depth of the product is cut into segments that lie contiguously in memory: one per tap, or one per row of the kernel
-// (taps side by side in a row of x are neighbours in memory), or, copied, one in all.
+// The depth of the product is cut into segments that lie contiguously in memory: one per tap, or, where it is copied, one in
+// all.
 //
 // Weights: panels of kVectors * kLanes output channels (the last of a group may be narrower), and within a panel
 // [segment][unit][channel][kUnit], zero where channels or depth end.
 
 constexpr auto kTiles = TileTable<Engine, Engine::kVectors, Engine::kMaxRows>::kTable;
 constexpr int64_t kPanel = Engine::kLanes * Engine::kVectors;
-constexpr int64_t kWidestRow = 16;        // channels up to which the taps of a kernel row are merged
+constexpr int64_t kJoinedChannels = 16;   // up to which the taps of a pixel are copied side by side
 constexpr int64_t kBlockPixels = 96;      // their outputs and inputs stay in the second-level cache for every panel
 constexpr int64_t kBlockPointers = 4096;
 
@@ -25,7 +25,7 @@ struct Plan {
   int64_t segments;
   int64_t length;       // codes of a segment
   int64_t units;
-  bool merged_rows;     // a segment is a kernel row
+  bool joined;          // the taps of a pixel are copied side by side: short segments cost more than the copy
   bool padded_rows;     // x is read from a padded copy of its rows: no tap is outside, and reading up to a unit's end is safe
   int64_t group_lanes;  // output channels of a group, padded
 
@@ -35,9 +35,9 @@ struct Plan {
 static Plan plan_for(const ConvShape& s) {
   Plan plan{};
   const int64_t channels = s.in_per_group();
-  plan.merged_rows = !Engine::kWidened && s.groups == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && channels <= kWidestRow;
-  plan.padded_rows = !Engine::kWidened && (plan.merged_rows || channels % Engine::kUnit != 0);
-  const int64_t merged = Engine::kWidened ? s.taps() : plan.merged_rows ? s.kernel[2] : 1;
+  plan.joined = !Engine::kWidened && s.groups == 1 && s.taps() > 1 && channels <= kJoinedChannels;
+  plan.padded_rows = !Engine::kWidened && (plan.joined || channels % Engine::kUnit != 0);
+  const int64_t merged = Engine::kWidened || plan.joined ? s.taps() : 1;
   plan.segments = s.taps() / merged;
   plan.length = merged * channels;
   plan.units = (plan.length + Engine::kUnit - 1) / Engine::kUnit;
@@ -92,9 +92,11 @@ class Block {
       taps_.resize(shape.taps() * pixels);
       copy_ = AlignedBytes(pixels * shape.groups * plan.depth_bytes());
     } else if (plan.padded_rows) {
-      row_bytes_ = (shape.in[2] + 2 * shape.padding[2]) * shape.in_channels + 8;
+      row_bytes_ = (shape.in[2] + 2 * shape.padding[2]) * shape.in_channels + kSlack;
       copy_ = AlignedBytes((pixels / shape.out[2] + 2) * shape.kernel[0] * shape.kernel[1] * row_bytes_);
     }
+    joined_bytes_ = plan.depth_bytes() + kSlack;
+    if (plan.joined) joined_ = AlignedBytes(pixels * joined_bytes_);
     outside_.assign(shape.in_channels + 8, static_cast<uint8_t>(zero_point));
   }
 
@@ -132,6 +134,10 @@ class Block {
     for (int64_t pixel = first; pixel < first + pixels; rows += kernel_rows * row_bytes_) {
       const int64_t row = pixel / width, end = std::min(first + pixels, (row + 1) * width);
       copy_rows(row, rows);
+      if (plan_.joined) {
+        join_taps(rows, pixel % width, pixel % width + end - pixel, pixel - first);
+        pixel = end;
+      }
       for (; pixel < end; ++pixel) point_into_rows(rows, pixel % width, &pointers_[pixel - first]);
     }
   }
@@ -161,10 +167,34 @@ class Block {
     const ConvShape& s = shape_;
     for (int64_t row = 0; row < s.kernel[0] * s.kernel[1]; ++row, rows += row_bytes_) {
       const uint8_t* at = rows + column * s.stride[2] * s.in_channels;
-      const int64_t columns = plan_.merged_rows ? 1 : s.kernel[2];
-      for (int64_t kw = 0; kw < columns; ++kw, pointer += stride_) *pointer = at + kw * s.dilation[2] * s.in_channels;
+      for (int64_t kw = 0; kw < s.kernel[2]; ++kw, pointer += stride_) *pointer = at + kw * s.dilation[2] * s.in_channels;
     }
   }
+
+  // The pixels [column, end) of a row of outputs: their taps side by side, joined_bytes_ from pixel to pixel.
+  void join_taps(const uint8_t* rows, int64_t column, int64_t end, int64_t i) {
+    const ConvShape& s = shape_;
+    const bool dense = s.dilation[2] == 1;  // the taps of a kernel row are neighbours already
+    const int64_t runs = dense ? 1 : s.kernel[2], size = (dense ? s.kernel[2] : 1) * s.in_channels;
+    const int64_t step = s.stride[2] * s.in_channels, pixels = end - column;
+    uint8_t* to = joined_.as<uint8_t>() + i * joined_bytes_;
+    for (int64_t p = 0; p < pixels; ++p) pointers_[i + p] = to + p * joined_bytes_;
+    for (int64_t row = 0; row < s.kernel[0] * s.kernel[1]; ++row, rows += row_bytes_) {
+      for (int64_t run = 0; run < runs; ++run, to += size) {
+        const uint8_t* from = rows + column * step + run * s.dilation[2] * s.in_channels;
+        for (int64_t at = 0; at < size; at += kVector) copy_vectors(from + at, step, pixels, to + at);
+      }
+    }
+  }
+
+  // One vector for each pixel. What it holds too much is overwritten by the next run; the last one's lands in the slack between
+  // two pixels.
+  void copy_vectors(const uint8_t* from, int64_t step, int64_t pixels, uint8_t* to) const {
+    for (int64_t p = 0; p < pixels; ++p) std::memcpy(to + p * joined_bytes_, from + p * step, kVector);
+  }
+
+  static constexpr int64_t kVector = 16;
+  static constexpr int64_t kSlack = 16;  // bytes behind a row and a pixel that may be read and written
 
   const ConvShape& shape_;
   const Plan& plan_;
@@ -172,8 +202,8 @@ class Block {
   int32_t zero_point_;
   std::vector<const uint8_t*> pointers_, taps_;
   int64_t stride_;
-  int64_t row_bytes_ = 0;
-  AlignedBytes copy_;
+  int64_t row_bytes_ = 0, joined_bytes_ = 0;
+  AlignedBytes copy_, joined_;
   std::vector<uint8_t> outside_;
 };
 
