@@ -16,7 +16,7 @@ def get_include() -> str:
 
 
 def get_cmake_dir() -> str:
-    """The folder of the CMake package: `cmake -DOctet_DIR=$(python -c "import octet; print(octet.get_cmake_dir())")`."""
+    """The folder of the CMake package, for `cmake -DOctet_DIR=...`."""
     return str(PACKAGE / "share" / "cmake" / "Octet")
 
 
@@ -48,5 +48,5 @@ def _minor(version: str) -> tuple[str, ...]:
 def _message(built_for: str | None, reason: str) -> str:
     return (
         f"octet: cannot load {LIBRARY.name}: {reason} "
-        f"(built for torch {built_for or 'unknown'}, running torch {torch.__version__}); reinstall octet with this torch"
+        f"(built for torch {built_for or 'unknown'}, running torch {torch.__version__}); install octet for this torch"
     )

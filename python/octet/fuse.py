@@ -33,8 +33,38 @@ _ADAPTIVE_FUNCTIONS = {_aten.adaptive_avg_pool1d: 1, _aten.adaptive_avg_pool2d: 
 
 # Ops that only move values or choose among them: rule 9a of docs/numerics.md. All of them take uint8.
 _MOVES = {
-    getattr(_aten, name)
-    for name in ["cat", "chunk", "clone", "contiguous", "expand", "flatten", "flip", "movedim", "narrow", "permute", "pixel_shuffle", "repeat", "reshape", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "swapaxes", "t", "tile", "transpose", "unbind", "unflatten", "unsqueeze", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view", "view_as"]
+    _aten.cat,
+    _aten.chunk,
+    _aten.clone,
+    _aten.contiguous,
+    _aten.expand,
+    _aten.flatten,
+    _aten.flip,
+    _aten.movedim,
+    _aten.narrow,
+    _aten.permute,
+    _aten.pixel_shuffle,
+    _aten.repeat,
+    _aten.reshape,
+    _aten.roll,
+    _aten.select,
+    _aten.slice,
+    _aten.split,
+    _aten.split_with_sizes,
+    _aten.squeeze,
+    _aten.stack,
+    _aten.swapaxes,
+    _aten.t,
+    _aten.tile,
+    _aten.transpose,
+    _aten.unbind,
+    _aten.unflatten,
+    _aten.unsqueeze,
+    _aten.upsample_nearest1d,
+    _aten.upsample_nearest2d,
+    _aten.upsample_nearest3d,
+    _aten.view,
+    _aten.view_as,
 }
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle, *DROPOUTS, *MAX_POOLS)
 PADS = (_aten.pad, _aten.constant_pad_nd)
@@ -117,7 +147,7 @@ class _Fuser:
     # Chains: what follows a layer and belongs to it.
 
     def _chains(self) -> dict[Node, _Chain]:
-        """The longest chain from each node that may head one; calls of one module get chains of one form or bare ones."""
+        """The longest chain from each node that may head one; calls of one module get chains of one form, or none."""
         chains = {node: self._chain(node) for node in self.nodes if self._may_head(node)}
         calls: dict[str, list[Node]] = {}
         for node in self.nodes:

@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     def _run(self, op: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
         if self.low_memory and self.training and torch.is_grad_enabled():
-            return checkpoint(op, *args, use_reentrant=False)
+            return checkpoint(op, *map(_as_of_now, args), use_reentrant=False)
         return op(*args)
 
     def _grid(self, grid: FakeQuantize | None) -> tuple[Tensor, Tensor, int, int]:
@@ -91,6 +91,12 @@ class Block(nn.Module):
     def output_codes(self, x: Tensor) -> Tensor:
         """The uint8 codes of x on the output grid."""
         return ops.quantize_per_tensor(x.to(self.output.scale.device), *self.output.grid(), torch.uint8)
+
+
+def _as_of_now(value: Any) -> Any:
+    """Grids and running statistics change before backward computes the block again; it must see those of the forward."""
+    changes = isinstance(value, Tensor) and value.dim() <= 1 and not value.requires_grad
+    return value.clone() if changes else value
 
 
 class NormBlock(Block):

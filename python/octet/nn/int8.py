@@ -65,7 +65,7 @@ class Quantize(nn.Module):
 class Dequantize(nn.Module):
     """Codes to float32: scale * (q - zero_point), in contiguous strides.
 
-    Float kernels round differently at the ends of their loops, so a float part gets the strides it has in the QAT model.
+    Float kernels round differently at the ends of their loops, so a float part gets the strides of the QAT model.
     """
 
     def __init__(self, scale: float, zero_point: int) -> None:
