@@ -86,8 +86,9 @@ def prepare(
         PrepareError: a layer whose sums do not fit the accumulator, an override that names nothing, a child `octet`.
     """
     recipe = recipe or Recipe()
-    _check_names(model, recipe)
+    _check_names(model)
     graph = capture(model, args, kwargs, dynamic_shapes)
+    _check_overrides(graph, recipe)
     roles = fuse(graph, recipe)
     return _Builder(graph, roles, plan_grids(graph.graph, roles), recipe, low_memory).run()
 
@@ -282,14 +283,17 @@ class _Builder:
             module.train(self.graph.training)
 
 
-def _check_names(model: nn.Module, recipe: Recipe) -> None:
-    names = {name for name, _ in model.named_modules()}
-    if ROOT in names:
+def _check_names(model: nn.Module) -> None:
+    if ROOT in dict(model.named_children()):
         raise PrepareError(f"prepare: the model must not have a child named {ROOT!r}; its quantization goes there")
+
+
+def _check_overrides(graph: ModuleGraph, recipe: Recipe) -> None:
+    """Every name in the recipe must be that of a module, a node, or something they lie in."""
+    names = {name for name, _ in graph.named_modules()} | {node.meta["octet_name"] for node in graph.graph.nodes}
     for key in recipe.overrides:
-        top = key.split(".")[0] if isinstance(key, str) else None
-        if isinstance(key, str) and key not in names and "." in key and key.rpartition(".")[0] not in names:
-            raise PrepareError(f"prepare: override {key!r} must name a module of the model ({top!r} has none such)")
+        if isinstance(key, str) and key not in names:
+            raise PrepareError(f"prepare: override {key!r} must name a module or operation (got none such)")
 
 
 def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -18,30 +18,24 @@ _CREATORS = {
 }
 
 
-class _Forbidden:
-    """Stands for `torch.ops.quantized`."""
-
-    def __getattr__(self, name: str) -> None:
-        raise AssertionError(f"quantized::{name} must not be used")
-
-
 def _refuse(*args: object, **kwargs: object) -> None:
-    raise AssertionError("tensors of a quantized dtype must not be created")
+    raise AssertionError("tensors of a quantized dtype must not be created, nor quantized:: operators called")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def no_quantized_dtypes():
     """In the dispatcher, so that C++ code meets it too."""
-    library = torch.library.Library("aten", "IMPL")
+    aten, quantized = (torch.library.Library(namespace, "IMPL") for namespace in ("aten", "quantized"))
+    operators = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantized::")]
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="(?s).*Overriding a previously registered kernel.*", category=UserWarning
         )
         for name, key in _CREATORS.items():
-            library.impl(name, _refuse, key)
-    quantized, torch.ops.quantized = torch.ops.quantized, _Forbidden()
-    yield
-    torch.ops.quantized = quantized
+            aten.impl(name, _refuse, key)
+        for name in operators:
+            quantized.impl(name.removeprefix("quantized::"), _refuse, "CPU")
+    return aten, quantized  # registrations end with these objects
 
 
 @pytest.fixture(autouse=True)

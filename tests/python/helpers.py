@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -34,9 +35,16 @@ def train(qat: nn.Module, inputs: Any, steps: int = 4, batch: int = 4) -> None:
 
 
 def trained(name: str, recipe: octet.Recipe | None = None, steps: int = 4) -> tuple[octet.QATModel, Inputs]:
-    """The network of that name, prepared and trained a little, in evaluation mode."""
-    model, inputs = build(name)
-    args, kwargs = inputs(2)
-    qat = octet.prepare(model, args, recipe, kwargs=kwargs)
-    train(qat, inputs, steps)
-    return qat.eval(), inputs
+    """The network of that name, prepared and trained a little, in evaluation mode; the caller's own copy."""
+    key = (name, repr(recipe), steps)
+    if key not in _TRAINED:
+        model, inputs = build(name)
+        args, kwargs = inputs(2)
+        qat = octet.prepare(model, args, recipe, kwargs=kwargs)
+        train(qat, inputs, steps)
+        _TRAINED[key] = (qat.eval(), inputs)
+    qat, inputs = _TRAINED[key]
+    return copy.deepcopy(qat), inputs
+
+
+_TRAINED: dict[tuple[str, str, int], tuple[octet.QATModel, Inputs]] = {}

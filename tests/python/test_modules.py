@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import equal_bits
 from torch import nn
 
 import octet
 import octet.nn as qnn
+from helpers import equal_bits
 from octet.nn import int8
 
 
@@ -86,7 +86,9 @@ def test_block_is_its_float_composition_until_it_has_ranges(name):
     x = image(4, *shape)
     expected = float_forward(block, x)
     torch.testing.assert_close(block(grid(x)), expected, rtol=1e-5, atol=1e-5)
-    assert block.output.ready and float(block.output.max) == pytest.approx(max(0.0, float(expected.detach().max())), rel=1e-4)
+    assert block.output.ready and float(block.output.max) == pytest.approx(
+        max(0.0, float(expected.detach().max())), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)

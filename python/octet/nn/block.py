@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 def _as_of_now(value: Any) -> Any:
-    """Grids and running statistics change before backward computes the block again; it must see those of the forward."""
+    """Grids and running statistics change before backward computes a block again; it must see those of the forward."""
     changes = isinstance(value, Tensor) and value.dim() <= 1 and not value.requires_grad
     return value.clone() if changes else value
 
