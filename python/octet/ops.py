@@ -481,7 +481,9 @@ def int8_table(x: Tensor, table: Tensor) -> Tensor:
 # Training blocks
 
 
-def run_network(inputs: list[Tensor], program: Tensor, weights: Tensor, biases: Tensor, numbers: Tensor) -> list[Tensor]:
+def run_network(
+    inputs: list[Tensor], program: Tensor, weights: Tensor, biases: Tensor, numbers: Tensor
+) -> list[Tensor]:
     """A whole INT8 network, or the part of one between two float islands, in one call; see `octet.network`.
 
     inputs: floating point where the program begins with a quantize, uint8 codes elsewhere; any strides and batch size.

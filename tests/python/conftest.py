@@ -28,9 +28,7 @@ def no_quantized_dtypes():
     aten, quantized = (torch.library.Library(namespace, "IMPL") for namespace in ("aten", "quantized"))
     operators = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantized::")]
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="(?s).*Overriding a previously registered kernel.*", category=UserWarning
-        )
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel.*")
         for name, key in _CREATORS.items():
             aten.impl(name, _refuse, key)
         for name in operators:

@@ -118,7 +118,7 @@ def test_state_dict_moves_everything():
 
 
 def test_a_checkpoint_of_the_float_model_loads():
-    qat, inputs = trained("ResNet")
+    qat, _ = trained("ResNet")
     model, _ = build("ResNet", seed=1)
     ranges = {k: v.clone() for k, v in qat.state_dict().items() if k.startswith("octet.")}
     qat.load_state_dict(model.state_dict())
