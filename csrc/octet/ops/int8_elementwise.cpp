@@ -24,7 +24,8 @@ void check_pair(const char* op, const Tensor& a, const Tensor& b, int64_t a_zero
 
 // An empty result of the broadcast shape, laid out as the operand that has it.
 Tensor empty_result(const Tensor& a, const Tensor& b) {
-  const auto shape = at::infer_size_symdimvector(a.sym_sizes(), b.sym_sizes());
+  const auto broadcast = at::infer_size_symdimvector(a.sym_sizes(), b.sym_sizes());
+  const c10::SymIntArrayRef shape = broadcast;  // torch 2.11 compares arrays of one type only
   if (a.sym_sizes() == shape) return at::empty_like(a);
   if (b.sym_sizes() == shape) return at::empty_like(b);
   return at::empty_symint(shape, a.options());
