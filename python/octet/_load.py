@@ -32,7 +32,7 @@ def load_library() -> None:
     try:
         torch.ops.load_library(LIBRARY)
     except OSError as error:
-        raise ImportError(_message(built_for, str(error))) from error
+        raise ImportError(_message(built_for, str(error.__cause__ or error))) from error  # the cause is the loader
 
 
 def _built_for() -> str | None:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
@@ -44,13 +45,8 @@ def load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
         FileError: a file that is not ours, is not whole, or was written by a newer octet.
         FileNotFoundError: no file.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what a damaged or foreign file makes torch.load raise has many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileError(f"load: {path}: must be a whole file written by octet.save (got: {reason})") from error
+    with open(path, "rb") as file:
+        content = _read(file, path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise FileError(f"load: {path}: must be written by octet.save (got a file of another program)")
     if content.get("version") != _VERSION:
@@ -61,6 +57,14 @@ def load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
         raise FileError(f"load: {path}: {error}") from error
     except (AttributeError, ImportError, KeyError, IndexError, TypeError, ValueError) as error:
         raise FileError(f"load: {path}: must be a whole file written by octet.save (got {error!r})") from error
+
+
+def _read(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged or foreign file makes torch.load raise has many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileError(f"load: {path}: must be a whole file written by octet.save (got: {reason})") from error
 
 
 def write_whole(path: Path, write: Callable[[str], None]) -> None:
