@@ -6,7 +6,6 @@
 #include <array>
 #include <cstring>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -112,7 +111,10 @@ static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset,
 
 struct Engine {
   static constexpr int kLanes = 8, kVectors = 2, kUnit = 2, kMaxRows = 6;
-  static constexpr bool kWidened = true;
+  static constexpr bool kCopied = true;
+  using Code = int16_t;
+  using Weight = int16_t;
+  static constexpr int32_t offset(int32_t zero_point) { return zero_point; }
   static constexpr std::array<int, kVectors + 1> kRows{0, 6, 6};
 
   template <int kTileRows, int kTileVectors>

@@ -10,7 +10,6 @@
 #include <array>
 #include <cstring>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -130,7 +129,10 @@ static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset,
 
 struct Engine {
   static constexpr int kLanes = 16, kVectors = 4, kUnit = 4, kMaxRows = 12;
-  static constexpr bool kWidened = false;
+  static constexpr bool kCopied = false;
+  using Code = uint8_t;
+  using Weight = int8_t;
+  static constexpr int32_t offset(int32_t /*zero_point*/) { return 0; }
   static constexpr std::array<int, kVectors + 1> kRows{0, 12, 12, 8, 6};
 
   template <int kTileRows, int kTileVectors>

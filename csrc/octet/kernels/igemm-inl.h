@@ -2,8 +2,9 @@
 // behind a struct Engine that gives
 //   kLanes     int32 lanes of a vector; an output channel is a lane
 //   kVectors   vectors of a full panel
-//   kUnit      codes per 4-byte unit of depth: 4 as bytes, 2 widened to 16 bits
-//   kWidened   activations are copied as 16-bit differences from the zero point, instead of read in place
+//   kUnit      codes per 4-byte unit of depth
+//   Weight     the type of a packed weight
+//   kCopied    activations are copied as Code, less offset(zero_point), instead of read in place
 //   kRows[v]   pixels of a tile over v vectors, kMaxRows the most of them
 //   tile<r, v> the TileFunction for r pixels and v vectors
 //
@@ -35,9 +36,9 @@ struct Plan {
 static Plan plan_for(const ConvShape& s) {
   Plan plan{};
   const int64_t channels = s.in_per_group();
-  plan.joined = !Engine::kWidened && s.groups == 1 && s.taps() > 1 && channels <= kJoinedChannels;
-  plan.padded_rows = !Engine::kWidened && (plan.joined || channels % Engine::kUnit != 0);
-  const int64_t merged = Engine::kWidened || plan.joined ? s.taps() : 1;
+  plan.joined = !Engine::kCopied && s.groups == 1 && s.taps() > 1 && channels <= kJoinedChannels;
+  plan.padded_rows = !Engine::kCopied && (plan.joined || channels % Engine::kUnit != 0);
+  const int64_t merged = Engine::kCopied || plan.joined ? s.taps() : 1;
   plan.segments = s.taps() / merged;
   plan.length = merged * channels;
   plan.units = (plan.length + Engine::kUnit - 1) / Engine::kUnit;
@@ -45,23 +46,22 @@ static Plan plan_for(const ConvShape& s) {
   return plan;
 }
 
-static void widen_row(const uint8_t* __restrict x, int64_t n, int32_t zero_point, int16_t* __restrict to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int16_t>(x[i] - zero_point);
+static void copy_codes(const uint8_t* __restrict x, int64_t n, int32_t offset, Engine::Code* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Engine::Code>(x[i] - offset);
 }
 
-template <class Weight>
-static void pack_channel(const Weight* codes, const Plan& plan, int64_t lanes, Weight* to) {
+static void pack_channel(const Engine::Weight* codes, const Plan& plan, int64_t lanes, Engine::Weight* to) {
   for (int64_t segment = 0; segment < plan.segments; ++segment) {
     for (int64_t unit = 0; unit < plan.units; ++unit, to += lanes * Engine::kUnit) {
       const int64_t at = unit * Engine::kUnit;
       std::memcpy(to, codes + segment * plan.length + at,
-                  sizeof(Weight) * std::min<int64_t>(Engine::kUnit, plan.length - at));
+                  sizeof(Engine::Weight) * std::min<int64_t>(Engine::kUnit, plan.length - at));
     }
   }
 }
 
 static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
-  using Weight = std::conditional_t<Engine::kWidened, int16_t, int8_t>;
+  using Weight = Engine::Weight;
   const Plan plan = plan_for(s);
   const int64_t taps = s.taps(), channels = s.in_per_group(), depth = taps * channels;
   PackedWeights packed{AlignedBytes(s.groups * plan.group_lanes * plan.depth_bytes()),
@@ -88,7 +88,7 @@ class Block {
  public:
   Block(const ConvShape& shape, const Plan& plan, const uint8_t* x, int32_t zero_point, int64_t pixels)
       : shape_(shape), plan_(plan), x_(x), zero_point_(zero_point), pointers_(plan.segments * pixels), stride_(pixels) {
-    if (Engine::kWidened) {
+    if (Engine::kCopied) {
       taps_.resize(shape.taps() * pixels);
       copy_ = AlignedBytes(pixels * shape.groups * plan.depth_bytes());
     } else if (plan.padded_rows) {
@@ -101,9 +101,9 @@ class Block {
   }
 
   void fill(int64_t first, int64_t pixels) {
-    if constexpr (Engine::kWidened) {
+    if constexpr (Engine::kCopied) {
       gather_taps(shape_, x_, first, pixels, outside_.data(), taps_.data(), stride_);
-      for (int64_t i = 0; i < pixels; ++i) widen_pixel(i);
+      for (int64_t i = 0; i < pixels; ++i) copy_pixel(i);
     } else if (plan_.padded_rows) {
       fill_rows(first, pixels);
     } else {
@@ -116,15 +116,16 @@ class Block {
 
  private:
   // A group's depth begins at group * units * 4 bytes of the copy, see offset() in run_block.
-  void widen_pixel(int64_t i) {
+  void copy_pixel(int64_t i) {
     const int64_t channels = shape_.in_per_group();
-    auto* to = copy_.as<int16_t>() + i * plan_.units * 2 * shape_.groups;
+    const int64_t depth = plan_.units * Engine::kUnit, offset = Engine::offset(zero_point_);
+    auto* to = copy_.as<Engine::Code>() + i * depth * shape_.groups;
     pointers_[i] = reinterpret_cast<const uint8_t*>(to);
-    for (int64_t g = 0; g < shape_.groups; ++g, to += plan_.units * 2) {
+    for (int64_t g = 0; g < shape_.groups; ++g, to += depth) {
       for (int64_t t = 0; t < shape_.taps(); ++t) {
-        widen_row(taps_[t * stride_ + i] + g * channels, channels, zero_point_, to + t * channels);
+        copy_codes(taps_[t * stride_ + i] + g * channels, channels, offset, to + t * channels);
       }
-      if (plan_.length % 2) to[plan_.length] = 0;
+      std::fill(to + plan_.length, to + depth, Engine::Code{0});
     }
   }
 
@@ -222,7 +223,7 @@ static void run_panel(const Job& job, const Block& block, int64_t first, int64_t
   const int64_t at = group * plan.group_lanes + panel, lanes = std::min(kPanel, plan.group_lanes - panel);
   const int64_t outputs = std::min(lanes, job.shape.out_per_group() - panel);
   const int64_t channel = group * job.shape.out_per_group() + panel;
-  const int64_t offset = group * (Engine::kWidened ? plan.units * 4 : job.shape.in_per_group());
+  const int64_t offset = group * (Engine::kCopied ? plan.units * 4 : job.shape.in_per_group());
   const auto vectors = static_cast<int>(lanes / Engine::kLanes);
   const uint8_t* weights = job.weights.codes.as<uint8_t>() + at * plan.depth_bytes();
   alignas(64) int32_t acc[Engine::kMaxRows * kPanel];
@@ -249,7 +250,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
   const Plan plan = plan_for(shape);
   const int64_t lanes = shape.groups * plan.group_lanes;
   std::vector<int32_t> init(lanes, 0);
-  const int32_t zero_point = Engine::kWidened ? 0 : epilogue.x_zero_point;
+  const int32_t zero_point = epilogue.x_zero_point - Engine::offset(epilogue.x_zero_point);
   for (int64_t o = 0; o < shape.out_channels; ++o) {
     const int64_t lane = o / shape.out_per_group() * plan.group_lanes + o % shape.out_per_group();
     // Wraps around where the parts are large; the finished accumulator fits.

@@ -79,6 +79,7 @@ const KernelSet& avx512vnni_kernels();
 #endif
 #if defined(OCTET_NEON)
 const KernelSet& neondot_kernels();
+bool cpu_has_neon_dot();
 #endif
 
 }  // namespace octet::kernels

@@ -1,5 +1,8 @@
 // Every kernel on every instruction set of this machine against reference.h.
 #include <gtest/gtest.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 #include <bit>
 #include <chrono>
@@ -554,6 +557,9 @@ TEST(Dispatch, EveryIsaOfThisCpuIsTested) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) expected.insert("avx2");
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) expected.insert("avx512vnni");
+#endif
+#if defined(__aarch64__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) expected.insert("neondot");
 #endif
   std::set<std::string> available, tested;
   for (const Isa isa : available_isas()) available.insert(isa_string(isa));
