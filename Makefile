@@ -15,7 +15,7 @@ VENV := .venv/.torch-$(if $(PYTHON),$(subst /,_,$(PYTHON)),pinned)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-.PHONY: demo test test-all test-cpp test-python test-sanitized build lint format clean
+.PHONY: demo test test-all test-cpp test-python test-sanitized test-aarch64 build lint format clean
 .DEFAULT_GOAL := build
 
 demo: build
@@ -23,7 +23,7 @@ demo: build
 
 test: test-cpp test-python
 
-test-all: test-sanitized test-cpp
+test-all: test-sanitized test-aarch64 test-cpp
 	$(PY) -m pytest -m "" $(ARGS)
 
 test-cpp: build
@@ -36,6 +36,10 @@ test-sanitized: $(VENV)
 	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTET_SANITIZE=address,undefined -DPython3_EXECUTABLE=$(CURDIR)/$(PY)
 	cmake --build $(SANITIZED)
 	ctest --test-dir $(SANITIZED) --output-on-failure
+
+# The Arm kernels, cross-compiled and run in an emulator.
+test-aarch64:
+	tests/cpp/kernels/aarch64.sh build/aarch64
 
 # Python sees the sources themselves (editable install); CMake decides what has to be compiled again.
 build: $(BUILD)/.editable
@@ -54,12 +58,12 @@ $(VENV): pyproject.toml tools/bootstrap.sh
 lint: $(VENV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run -Werror $$(git ls-files '*.h' '*.cpp')
+	clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp')
 
 format: $(VENV)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m clang_format -i $$(git ls-files '*.h' '*.cpp')
+	clang-format -i $$(git ls-files '*.h' '*.cpp')
 
 clean:
 	rm -rf build dist .venv demo-output python/octet/lib python/octet/include python/octet/share python/octet/_C*.so

@@ -1,5 +1,5 @@
-// Time, GOPS and share of the machine's peak of every convolution kernel, one thread; bytes a second of the elementwise ones.
-// Usage: kernels_benchmark [seconds for each measurement = 0.1]
+// Time, GOPS and share of the machine's peak of every convolution kernel, one thread; bytes a second of the elementwise
+// ones. Usage: kernels_benchmark [seconds for each measurement = 0.1]
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -95,7 +95,8 @@ void measure_conv(const Layer& layer, Isa isa, double peak) {
   const PackedConv packed(weights.data(), s, isa);
   const double time = seconds([&] { run_conv(packed, s, x.data(), epilogue, y.data(), serial); });
   const double gops = 2.0 * s.batch * s.pixels() * weights.size() / time * 1e-9;
-  std::printf("%-34s %-34s %10.1f us %8.1f GOPS", layer.name.data(), std::string(packed.kernel_name()).c_str(), time * 1e6, gops);
+  std::printf("%-34s %-34s %10.1f us %8.1f GOPS", layer.name.data(), std::string(packed.kernel_name()).c_str(),
+              time * 1e6, gops);
   if (peak > 0 && isa == Isa::kAvx512Vnni) std::printf(" %5.1f %% of peak", 100 * gops / peak);
   std::printf("\n");
 }
@@ -112,10 +113,12 @@ void measure_rows(Isa isa) {
   const ChannelLayout layout{1, 1, n};
   float min, max;
   const auto report = [&](const char* name, double time) {
-    std::printf("%-34s %-34s %10.1f us %8.2f elements/ns\n", name, std::string(isa_name(isa)).c_str(), time * 1e6, n / time * 1e-9);
+    std::printf("%-34s %-34s %10.1f us %8.2f elements/ns\n", name, std::string(isa_name(isa)).c_str(), time * 1e6,
+                n / time * 1e-9);
   };
   report("fake_quantize", seconds([&] { fake_quantize(x.data(), layout, grid, y.data(), pass.data(), serial); }));
-  report("fake_quantize_backward", seconds([&] { fake_quantize_backward(x.data(), pass.data(), n, y.data(), serial); }));
+  report("fake_quantize_backward",
+         seconds([&] { fake_quantize_backward(x.data(), pass.data(), n, y.data(), serial); }));
   report("min_max", seconds([&] { min_max(x.data(), layout, &min, &max, serial); }));
   report("quantize", seconds([&] { quantize(x.data(), layout, grid, a.data(), serial); }));
   report("dequantize", seconds([&] { dequantize(a.data(), layout, grid, y.data(), serial); }));

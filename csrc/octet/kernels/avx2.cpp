@@ -1,5 +1,5 @@
-// AVX2: exact through 16 bits. vpmaddwd multiplies pairs of int16 into int32; vpmaddubsw, which would take the bytes as they
-// are, saturates its pair sums (57 % and more of the outputs wrong on full-range data) and is never used.
+// AVX2: exact through 16 bits. vpmaddwd multiplies pairs of int16 into int32; vpmaddubsw, which would take the bytes as
+// they are, saturates its pair sums (57 % and more of the outputs wrong on full-range data) and is never used.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -89,7 +89,8 @@ static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset,
     for (int64_t unit = 0; unit < units; ++unit, weights += 32 * kTileVectors) {
       __m256i w[kTileVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kTileVectors; ++v) w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + 32 * v));
+      for (int v = 0; v < kTileVectors; ++v)
+        w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + 32 * v));
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
         int32_t codes;

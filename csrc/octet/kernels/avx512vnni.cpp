@@ -1,5 +1,5 @@
-// AVX-512 with VNNI: vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32 lane, without saturation.
-// gcc 12 takes the undefined operand inside its own intrinsics for a mistake (GCC bug 105593).
+// AVX-512 with VNNI: vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32 lane, without
+// saturation. gcc 12 takes the undefined operand inside its own intrinsics for a mistake (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -45,8 +45,9 @@ struct Lanes {
     _mm_mask_storeu_epi8(p, mask(n), codes);
   }
 
-  // 64 or 32 channels at once: saturating packs clamp on the way, which leaves four operations for a vector instead of eight.
-  // The float only has to stay below the integers' end; beyond the other end the conversion gives the smallest integer.
+  // 64 or 32 channels at once: saturating packs clamp on the way, which leaves four operations for a vector instead of
+  // eight. The float only has to stay below the integers' end; beyond the other end the conversion gives the smallest
+  // integer.
   template <int kVectors>
   static void finish_packed(const int32_t* acc, int64_t acc_stride, int rows, const ConvEpilogue& e, int64_t channel,
                             uint8_t* y, int64_t y_stride) {
@@ -90,8 +91,8 @@ struct Lanes {
 
 #include "octet/kernels/finish-inl.h"
 
-// A tile keeps kTileRows * kTileVectors accumulators in registers; 24 of them, 4 weights and a broadcast fill 29 of 32. Nothing
-// else may happen in this function: an epilogue here once made the compiler spill, at 2.2 x the time.
+// A tile keeps kTileRows * kTileVectors accumulators in registers; 24 of them, 4 weights and a broadcast fill 29 of 32.
+// Nothing else may happen in this function: an epilogue here once made the compiler spill, at 2.2 x the time.
 template <int kTileRows, int kTileVectors>
 static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments, int64_t units,
                  const uint8_t* weights, const int32_t* init, int32_t* acc) {
@@ -141,8 +142,8 @@ struct Engine {
 
 #include "octet/kernels/igemm-inl.h"
 
-// 32 channels of four taps: two loads each hold two taps, one vpermt2b for every 16 channels brings a channel's four codes
-// together, as vpdpbusd wants them.
+// 32 channels of four taps: two loads each hold two taps, one vpermt2b for every 16 channels brings a channel's four
+// codes together, as vpdpbusd wants them.
 struct Depthwise {
   using Weight = int8_t;
   static constexpr int64_t kTaps = 4, kChannels = 32;
@@ -185,9 +186,10 @@ struct Depthwise {
 // depthwise-inl.h first: both share a condition.
 #include "octet/kernels/avx512vnni_depthwise-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_depthwise3_1x32__avx512vnni", depthwise3_accepts, depthwise3_pack, depthwise3_run},
-                                       {"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
-                                       {"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
+static constexpr ConvFamily kConv[] = {
+    {"u8s8_depthwise3_1x32__avx512vnni", depthwise3_accepts, depthwise3_pack, depthwise3_run},
+    {"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
+    {"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
 
 }  // namespace avx512vnni
 

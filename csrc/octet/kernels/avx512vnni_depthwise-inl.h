@@ -1,6 +1,6 @@
-// Depthwise convolution with kernels three wide and up to three high, the ones networks are made of: the rows of an input column
-// are interleaved once, by one vpermt2b for every 16 channels, and the result serves the three outputs that read the column.
-// Included inside the namespace and target region of AVX-512 VNNI.
+// Depthwise convolution with kernels three wide and up to three high, the ones networks are made of: the rows of an
+// input column are interleaved once, by one vpermt2b for every 16 channels, and the result serves the three outputs
+// that read the column. Included inside the namespace and target region of AVX-512 VNNI.
 
 // Two vectors: 16 channels each, the rows of a column as the four bytes of a lane (the fourth is not looked at).
 struct Column {
@@ -25,8 +25,8 @@ struct ColumnReader {
 
 // acc[i] = the accumulators of 32 channels of output column begin + i.
 template <int kStride>
-static void depthwise3_row(const ColumnReader& reader, int64_t begin, int64_t end, int64_t padding, const int8_t* weights,
-                           const int32_t* init, int32_t* acc) {
+static void depthwise3_row(const ColumnReader& reader, int64_t begin, int64_t end, int64_t padding,
+                           const int8_t* weights, const int32_t* init, int32_t* acc) {
   __m512i w[6];
 #pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) w[i] = _mm512_load_si512(weights + 64 * i);
@@ -35,10 +35,12 @@ static void depthwise3_row(const ColumnReader& reader, int64_t begin, int64_t en
   Column a = reader.read(at), b = reader.read(at + 1);
   for (int64_t i = begin; i < end; ++i, acc += 32) {
     const Column c = reader.read(at + 2);
-    _mm512_store_si512(acc, _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(init_low, a.low, w[0]), b.low, w[2]),
-                                                c.low, w[4]));
-    _mm512_store_si512(acc + 16, _mm512_dpbusd_epi32(
-        _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(init_high, a.high, w[1]), b.high, w[3]), c.high, w[5]));
+    _mm512_store_si512(
+        acc,
+        _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(init_low, a.low, w[0]), b.low, w[2]), c.low, w[4]));
+    _mm512_store_si512(
+        acc + 16, _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(init_high, a.high, w[1]), b.high, w[3]),
+                                      c.high, w[5]));
     at += kStride;
     a = kStride == 1 ? b : c;
     b = kStride == 1 ? c : reader.read(at + 1);
@@ -84,8 +86,8 @@ static void point_at_rows(const ConvShape& s, const uint8_t* x, int64_t row, int
   }
 }
 
-static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x, const ConvEpilogue& epilogue,
-                           const ConvOutput& y, ParallelFor parallel) {
+static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x,
+                           const ConvEpilogue& epilogue, const ConvOutput& y, ParallelFor parallel) {
   constexpr int64_t kColumns = 64;  // whose accumulators stay in the first-level cache
   const int64_t channels = s.out_channels, blocks = (channels + 31) / 32;
   std::vector<int32_t> init(blocks * 32, 0);
@@ -103,13 +105,15 @@ static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, con
     Depthwise::load_permutations(reader.first, reader.second);
     alignas(64) int32_t acc[kColumns * 32];
     for (int64_t item = begin * blocks; item < end * blocks; ++item) {
-      const int64_t row = item / blocks, block = item % blocks, c = block * 32, exist = std::min<int64_t>(32, channels - c);
+      const int64_t row = item / blocks, block = item % blocks, c = block * 32,
+                    exist = std::min<int64_t>(32, channels - c);
       reader.exists = Depthwise::mask(exist);
       point_at_rows(s, x, row, c, outside.data(), reader);
       for (int64_t first = 0; first < s.out[2]; first += kColumns) {
         const int64_t last = std::min(s.out[2], first + kColumns);
         row_function(reader, first, last, s.padding[2], weights.codes.as<int8_t>() + block * 384, &init[c], acc);
-        finish(acc, 32, static_cast<int>(last - first), exist, epilogue, c, y, (row * s.out[2] + first) * channels, channels);
+        finish(acc, 32, static_cast<int>(last - first), exist, epilogue, c, y, (row * s.out[2] + first) * channels,
+               channels);
       }
     }
   });

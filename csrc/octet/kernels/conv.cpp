@@ -52,13 +52,13 @@ Isa PackedConv::isa() const { return impl_->isa; }
 std::string_view PackedConv::kernel_name() const { return impl_->family->name; }
 size_t PackedConv::bytes() const { return impl_->weights.codes.size() + impl_->weights.sums.size(); }
 
-void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, uint8_t* y,
-              ParallelFor parallel) {
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+              uint8_t* y, ParallelFor parallel) {
   run(weights.impl(), shape, x, epilogue, {.codes = y}, parallel);
 }
 
-void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, float scale,
-              float* y, ParallelFor parallel) {
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+              float scale, float* y, ParallelFor parallel) {
   run(weights.impl(), shape, x, epilogue, {.floats = y, .scale = scale}, parallel);
 }
 

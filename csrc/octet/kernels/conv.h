@@ -1,5 +1,5 @@
-// INT8 convolution in 1, 2 and 3 dimensions: rules 5, 6 and 10 of docs/numerics.md. A linear layer is a convolution whose
-// spatial sizes are 1 and whose batch is its rows; batch norm alone is a depthwise convolution with kernel 1.
+// INT8 convolution in 1, 2 and 3 dimensions: rules 5, 6 and 10 of docs/numerics.md. A linear layer is a convolution
+// whose spatial sizes are 1 and whose batch is its rows; batch norm alone is a depthwise convolution with kernel 1.
 #pragma once
 
 #include <array>
@@ -33,10 +33,12 @@ struct ConvShape {
   int64_t out_per_group() const { return out_channels / groups; }
 };
 
-// floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, for each dimension; 0 where the kernel does not fit.
+// floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, for each dimension; 0 where the kernel does not
+// fit.
 Dims conv_output_size(const ConvShape& shape);
 
-// A residual add behind the convolution: the convolution's code, formed and clamped by rule 6, is one operand of rule 10.
+// A residual add behind the convolution: the convolution's code, formed and clamped by rule 6, is one operand of
+// rule 10.
 struct ResidualAdd {
   const uint8_t* codes = nullptr;  // laid out as y
   int32_t zero_point = 0;          // of the residual
@@ -59,8 +61,8 @@ struct ConvEpilogue {
 // Weights arranged for one ISA; made once per weight tensor, immutable, safe to use from several threads.
 class PackedConv {
  public:
-  // weights: codes [out_channels, in_channels / groups, kd, kh, kw], dense. Of the shape only groups, channels, kernel and
-  // dilation matter; the packed weights serve every batch, input size, stride and padding.
+  // weights: codes [out_channels, in_channels / groups, kd, kh, kw], dense. Of the shape only groups, channels, kernel
+  // and dilation matter; the packed weights serve every batch, input size, stride and padding.
   PackedConv(const int8_t* weights, const ConvShape& shape, Isa isa = active_isa());
   PackedConv(PackedConv&&) noexcept;
   PackedConv& operator=(PackedConv&&) noexcept;
@@ -77,13 +79,14 @@ class PackedConv {
   std::unique_ptr<const Impl> impl_;
 };
 
-// x: codes [batch, in..., in_channels], dense, channels innermost; padding reads as x_zero_point. y: likewise [batch, out...,
-// out_channels], u8 codes of the result's grid. shape.out must be conv_output_size(shape). Needs accumulator_fits().
-void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, uint8_t* y,
-              ParallelFor parallel);
+// x: codes [batch, in..., in_channels], dense, channels innermost; padding reads as x_zero_point. y: likewise [batch,
+// out..., out_channels], u8 codes of the result's grid. shape.out must be conv_output_size(shape). Needs
+// accumulator_fits().
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+              uint8_t* y, ParallelFor parallel);
 
 // The same, the result dequantized: scale * (q - z), z the result's zero point. A residual's codes stay u8.
-void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue, float scale,
-              float* y, ParallelFor parallel);
+void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+              float scale, float* y, ParallelFor parallel);
 
 }  // namespace octet::kernels

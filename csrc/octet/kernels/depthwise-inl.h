@@ -1,22 +1,26 @@
-// Depthwise convolution of any kernel size: one input and one output channel per group. Included inside an ISA's namespace and
-// target region, behind a struct Depthwise that gives
+// Depthwise convolution of any kernel size: one input and one output channel per group. Included inside an ISA's
+// namespace and target region, behind a struct Depthwise that gives
 //   kTaps      taps that are taken together
 //   kChannels  channels that are taken together; accumulators and weights are padded to a multiple of that, x is not
 //   Weight     the type of a packed weight
 //   accumulate(pointers, stride, groups, c, exist, weights, group_size, init, acc)
-//              acc[0..kChannels) = init + the products of the channels [c, c + exist) over all groups of taps. Tap t reads at
-//              pointers[t * stride]; the weights of the next group of taps lie group_size further.
+//              acc[0..kChannels) = init + the products of the channels [c, c + exist) over all groups of taps. Tap t
+//              reads at pointers[t * stride]; the weights of the next group of taps lie group_size further.
 //
 // Weights: [group of kTaps taps][channel][kTaps], zero where taps or channels end.
 
-static bool depthwise_accepts(const ConvShape& s) { return s.groups == s.in_channels && s.groups == s.out_channels && s.groups > 1; }
+static bool depthwise_accepts(const ConvShape& s) {
+  return s.groups == s.in_channels && s.groups == s.out_channels && s.groups > 1;
+}
 
 static int64_t depthwise_tap_groups(const ConvShape& s) { return (s.taps() + Depthwise::kTaps - 1) / Depthwise::kTaps; }
 
 static PackedWeights depthwise_pack(const int8_t* weights, const ConvShape& s) {
   const int64_t taps = s.taps(), groups = depthwise_tap_groups(s);
   const int64_t blocks = (s.out_channels + Depthwise::kChannels - 1) / Depthwise::kChannels;
-  PackedWeights packed{AlignedBytes(groups * blocks * Depthwise::kChannels * Depthwise::kTaps * sizeof(Depthwise::Weight)), AlignedBytes(s.out_channels * sizeof(int32_t))};
+  PackedWeights packed{
+      AlignedBytes(groups * blocks * Depthwise::kChannels * Depthwise::kTaps * sizeof(Depthwise::Weight)),
+      AlignedBytes(s.out_channels * sizeof(int32_t))};
   auto* to = packed.codes.as<Depthwise::Weight>();
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t c = 0; c < blocks * Depthwise::kChannels; ++c) {
@@ -31,8 +35,8 @@ static PackedWeights depthwise_pack(const int8_t* weights, const ConvShape& s) {
   return packed;
 }
 
-static void depthwise_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x, const ConvEpilogue& epilogue,
-                          const ConvOutput& y, ParallelFor parallel) {
+static void depthwise_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x,
+                          const ConvEpilogue& epilogue, const ConvOutput& y, ParallelFor parallel) {
   constexpr int64_t kBlock = 32;  // pixels at a time
   constexpr int64_t kStep = Depthwise::kChannels;
   const int64_t channels = s.out_channels, taps = s.taps(), groups = depthwise_tap_groups(s);

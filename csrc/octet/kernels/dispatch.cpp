@@ -19,8 +19,9 @@ std::vector<Isa> detect() {
   std::vector<Isa> isas{Isa::kGeneric};
 #if defined(OCTET_X86)
   if (__builtin_cpu_supports("avx2")) isas.push_back(Isa::kAvx2);
-  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi")) {
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vbmi")) {
     isas.push_back(Isa::kAvx512Vnni);
   }
 #endif

@@ -36,7 +36,8 @@ void for_each_segment(const ChannelLayout& layout, int64_t begin, int64_t end, B
 }
 
 RowGrid row_grid(const ChannelGrids& grids, const ChannelLayout& layout, int64_t channel) {
-  return {grids.scale + channel, grids.zero_point + channel, layout.inner == 1 && layout.channels > 1, grids.qmin, grids.qmax};
+  return {grids.scale + channel, grids.zero_point + channel, layout.inner == 1 && layout.channels > 1, grids.qmin,
+          grids.qmax};
 }
 
 template <class From, class To>
@@ -102,7 +103,8 @@ void fake_quantize_chunks(const float* x, const ChannelLayout& raw, const Channe
 
 }  // namespace
 
-void quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& grids, uint8_t* q, ParallelFor parallel) {
+void quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& grids, uint8_t* q,
+              ParallelFor parallel) {
   map_rows(x, layout, grids, q, parallel, active_kernels().rows.quantize_u8);
 }
 
@@ -110,11 +112,13 @@ void quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& g
   map_rows(x, layout, grids, q, parallel, active_kernels().rows.quantize_s8);
 }
 
-void dequantize(const uint8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y, ParallelFor parallel) {
+void dequantize(const uint8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y,
+                ParallelFor parallel) {
   map_rows(q, layout, grids, y, parallel, active_kernels().rows.dequantize_u8);
 }
 
-void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y, ParallelFor parallel) {
+void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y,
+                ParallelFor parallel) {
   map_rows(q, layout, grids, y, parallel, active_kernels().rows.dequantize_s8);
 }
 

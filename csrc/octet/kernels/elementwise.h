@@ -31,8 +31,10 @@ void quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& g
 void quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& grids, int8_t* q, ParallelFor parallel);
 
 // scale * (q - zero_point); qmin and qmax are not looked at.
-void dequantize(const uint8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y, ParallelFor parallel);
-void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y, ParallelFor parallel);
+void dequantize(const uint8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y,
+                ParallelFor parallel);
+void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y,
+                ParallelFor parallel);
 
 // One bit per element: element i is bit i % 8 of byte i / 8.
 constexpr int64_t pass_bytes(int64_t elements) { return (elements + 7) / 8; }

@@ -1,7 +1,7 @@
-// The convolution's epilogue: rules 6 and 10. Included inside an ISA's namespace and target region, behind a struct Lanes: a
-// vector of kCount floats and the few things done with it. Loads and stores touch the first n elements; load_int may read all.
-// Lanes::finish_codes may do any first part of the channels in a better way where codes are stored and nothing is added; it
-// returns how many it did.
+// The convolution's epilogue: rules 6 and 10. Included inside an ISA's namespace and target region, behind a struct
+// Lanes: a vector of kCount floats and the few things done with it. Loads and stores touch the first n elements;
+// load_int may read all. Lanes::finish_codes may do any first part of the channels in a better way where codes are
+// stored and nothing is added; it returns how many it did.
 
 struct Residual {
   const uint8_t* codes;
@@ -10,8 +10,8 @@ struct Residual {
 
 // Codes less their zero point, not yet rounded but for a residual's first operand.
 template <bool kResidual>
-static inline Lanes::Float finish_vector(const int32_t* acc, Lanes::Float multiplier, Lanes::Float low, Lanes::Float high,
-                                         const Residual& add, int64_t at, int n) {
+static inline Lanes::Float finish_vector(const int32_t* acc, Lanes::Float multiplier, Lanes::Float low,
+                                         Lanes::Float high, const Residual& add, int64_t at, int n) {
   const Lanes::Float steps = Lanes::clamp(Lanes::mul(Lanes::load_int(acc), multiplier), low, high);
   if constexpr (!kResidual) return steps;
   const Lanes::Float other = Lanes::mul(Lanes::sub(Lanes::load_codes(add.codes + at, n), add.zero_point), add.ratio);
@@ -47,12 +47,13 @@ static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_
   }
 }
 
-// acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel` on. The
-// first channel of the first pixel lies at y[pixel].
+// acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel`
+// on. The first channel of the first pixel lies at y[pixel].
 static void finish(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
                    int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
   if (y.codes && !e.residual) {
-    const int64_t done = Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes + pixel + channel, pixel_stride);
+    const int64_t done =
+        Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes + pixel + channel, pixel_stride);
     acc += done;
     channel += done;
     channels -= done;

@@ -1,5 +1,5 @@
-// Convolution as an implicit matrix product, shared by the vector ISAs. Included inside an ISA's namespace and target region,
-// behind a struct Engine that gives
+// Convolution as an implicit matrix product, shared by the vector ISAs. Included inside an ISA's namespace and target
+// region, behind a struct Engine that gives
 //   kLanes     int32 lanes of a vector; an output channel is a lane
 //   kVectors   vectors of a full panel
 //   kUnit      codes per 4-byte unit of depth
@@ -8,26 +8,27 @@
 //   kRows[v]   pixels of a tile over v vectors, kMaxRows the most of them
 //   tile<r, v> the TileFunction for r pixels and v vectors
 //
-// The depth of the product is cut into segments that lie contiguously in memory: one per tap, or, where it is copied, one in
-// all.
+// The depth of the product is cut into segments that lie contiguously in memory: one per tap, or, where it is copied,
+// one in all.
 //
 // Weights: panels of kVectors * kLanes output channels (the last of a group may be narrower), and within a panel
 // [segment][unit][channel][kUnit], zero where channels or depth end.
 
 constexpr auto kTiles = TileTable<Engine, Engine::kVectors, Engine::kMaxRows>::kTable;
 constexpr int64_t kPanel = Engine::kLanes * Engine::kVectors;
-constexpr int64_t kJoinedChannels = 16;   // up to which the taps of a pixel are copied side by side
-constexpr int64_t kBlockPixels = 96;      // their outputs and inputs stay in the second-level cache for every panel
+constexpr int64_t kJoinedChannels = 16;  // up to which the taps of a pixel are copied side by side
+constexpr int64_t kBlockPixels = 96;     // their outputs and inputs stay in the second-level cache for every panel
 constexpr int64_t kBlockPointers = 4096;
 
 static constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Plan {
   int64_t segments;
-  int64_t length;       // codes of a segment
+  int64_t length;  // codes of a segment
   int64_t units;
-  bool joined;          // the taps of a pixel are copied side by side: short segments cost more than the copy
-  bool padded_rows;     // x is read from a padded copy of its rows: no tap is outside, and reading up to a unit's end is safe
+  bool joined;       // the taps of a pixel are copied side by side: short segments cost more than the copy
+  bool padded_rows;  // x is read from a padded copy of its rows: no tap is outside, and reading up to a unit's end is
+                     // safe
   int64_t group_lanes;  // output channels of a group, padded
 
   int64_t depth_bytes() const { return segments * units * 4; }
@@ -78,7 +79,8 @@ static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
     const int64_t lanes = std::min(kPanel, plan.group_lanes - panel);
     uint8_t* to = packed.codes.as<uint8_t>() + (group * plan.group_lanes + panel) * plan.depth_bytes();
     pack_channel(codes.data(), plan, lanes, reinterpret_cast<Weight*>(to) + (lane - panel) * Engine::kUnit);
-    packed.sums.as<int32_t>()[group * plan.group_lanes + lane] = std::accumulate(codes.begin(), codes.end(), int32_t{0});
+    packed.sums.as<int32_t>()[group * plan.group_lanes + lane] =
+        std::accumulate(codes.begin(), codes.end(), int32_t{0});
   }
   return packed;
 }
@@ -148,7 +150,8 @@ class Block {
     const ConvShape& s = shape_;
     const int64_t h0 = row % s.out[1] * s.stride[1] - s.padding[1];
     const int64_t d0 = row / s.out[1] % s.out[0] * s.stride[0] - s.padding[0];
-    const int64_t image = row / s.out[1] / s.out[0], bytes = s.in[2] * s.in_channels, side = s.padding[2] * s.in_channels;
+    const int64_t image = row / s.out[1] / s.out[0], bytes = s.in[2] * s.in_channels,
+                  side = s.padding[2] * s.in_channels;
     for (int64_t kd = 0; kd < s.kernel[0]; ++kd) {
       for (int64_t kh = 0; kh < s.kernel[1]; ++kh, to += row_bytes_) {
         const int64_t d = d0 + kd * s.dilation[0], h = h0 + kh * s.dilation[1];
@@ -168,7 +171,8 @@ class Block {
     const ConvShape& s = shape_;
     for (int64_t row = 0; row < s.kernel[0] * s.kernel[1]; ++row, rows += row_bytes_) {
       const uint8_t* at = rows + column * s.stride[2] * s.in_channels;
-      for (int64_t kw = 0; kw < s.kernel[2]; ++kw, pointer += stride_) *pointer = at + kw * s.dilation[2] * s.in_channels;
+      for (int64_t kw = 0; kw < s.kernel[2]; ++kw, pointer += stride_)
+        *pointer = at + kw * s.dilation[2] * s.in_channels;
     }
   }
 
@@ -188,8 +192,8 @@ class Block {
     }
   }
 
-  // One vector for each pixel. What it holds too much is overwritten by the next run; the last one's lands in the slack between
-  // two pixels.
+  // One vector for each pixel. What it holds too much is overwritten by the next run; the last one's lands in the slack
+  // between two pixels.
   void copy_vectors(const uint8_t* from, int64_t step, int64_t pixels, uint8_t* to) const {
     for (int64_t p = 0; p < pixels; ++p) std::memcpy(to + p * joined_bytes_, from + p * step, kVector);
   }
@@ -230,7 +234,7 @@ static void run_panel(const Job& job, const Block& block, int64_t first, int64_t
   for (int64_t i = 0; i < pixels;) {
     const auto rows = static_cast<int>(std::min<int64_t>(Engine::kRows[vectors], pixels - i));
     kTiles[vectors][rows](block.pointers() + i, block.stride(), offset, plan.segments, plan.units, weights,
-                                job.init + at, acc);
+                          job.init + at, acc);
     finish(acc, lanes, rows, outputs, job.epilogue, channel, job.y, (first + i) * job.shape.out_channels,
            job.shape.out_channels);
     i += rows;
@@ -262,7 +266,8 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
   const int64_t size = block_pixels(shape, plan);
   const int64_t blocks = (pixels + size - 1) / size, panels = (plan.group_lanes + kPanel - 1) / kPanel;
   // Threads share pixels; where the weights are the larger part, panels.
-  const bool by_panel = static_cast<int64_t>(weights.codes.size()) > 2 * shape.batch * shape.in_pixels() * shape.in_channels;
+  const bool by_panel =
+      static_cast<int64_t>(weights.codes.size()) > 2 * shape.batch * shape.in_pixels() * shape.in_channels;
   const int64_t parts = by_panel ? shape.groups * panels : 1;
   const int64_t work = std::max<int64_t>(1, size * lanes * plan.units * plan.segments / parts);
   parallel(parts * blocks, 1 + 400000 / work, [&](int64_t begin, int64_t end) {

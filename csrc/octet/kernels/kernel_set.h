@@ -25,7 +25,8 @@ struct PackedWeights {
   AlignedBytes sums;  // int32, sum of an output channel's codes: the zero point's share of the accumulator
 };
 
-// One way to convolve. A KernelSet lists its families in order of preference; the first that takes the shape packs and runs.
+// One way to convolve. A KernelSet lists its families in order of preference; the first that takes the shape packs and
+// runs.
 struct ConvFamily {
   std::string_view name;
   bool (*accepts)(const ConvShape& shape);
@@ -48,7 +49,8 @@ struct RowKernels {
   void (*quantize_s8)(const float* x, int64_t n, const RowGrid& grid, int8_t* q);
   void (*dequantize_u8)(const uint8_t* q, int64_t n, const RowGrid& grid, float* y);
   void (*dequantize_s8)(const int8_t* q, int64_t n, const RowGrid& grid, float* y);
-  void (*fake_quantize)(const float* x, int64_t n, const RowGrid& grid, float* y, uint8_t* flags);  // flags: 0/1, or null
+  void (*fake_quantize)(const float* x, int64_t n, const RowGrid& grid, float* y,
+                        uint8_t* flags);  // flags: 0/1, or null
   void (*pack_bits)(const uint8_t* flags, int64_t n, uint8_t* bits);
   void (*mask)(const float* grad, const uint8_t* bits, int64_t n, float* grad_x);
   void (*min_max)(const float* x, int64_t n, float* min, float* max);  // into one entry; NaN sticks
@@ -56,10 +58,10 @@ struct RowKernels {
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   void (*add)(const uint8_t* a, const uint8_t* b, int64_t n, const AddParams& params, uint8_t* y);
   void (*mul)(const uint8_t* a, const uint8_t* b, int64_t n, const MulParams& params, uint8_t* y);
-  void (*max_codes)(const uint8_t* x, int64_t n, uint8_t* y);                   // y = max(y, x)
-  void (*sum_codes)(const uint8_t* x, int64_t n, int32_t* sum);                 // sum += x
+  void (*max_codes)(const uint8_t* x, int64_t n, uint8_t* y);    // y = max(y, x)
+  void (*sum_codes)(const uint8_t* x, int64_t n, int32_t* sum);  // sum += x
   void (*requantize)(const int32_t* acc, int64_t n, int32_t offset, float multiplier, int32_t zero_point,
-                     CodeBounds bounds, uint8_t* y);                            // of acc + offset
+                     CodeBounds bounds, uint8_t* y);  // of acc + offset
 };
 
 struct KernelSet {

@@ -1,5 +1,5 @@
-// Arm NEON with the dot-product extension: sdot multiplies signed by signed bytes, so codes less 128 stand in for the codes (the
-// zero point moves along) and are copied that way.
+// Arm NEON with the dot-product extension: sdot multiplies signed by signed bytes, so codes less 128 stand in for the
+// codes (the zero point moves along) and are copied that way.
 #include <arm_neon.h>
 #include <sys/auxv.h>
 
@@ -138,8 +138,9 @@ struct Depthwise {
 
 #include "octet/kernels/depthwise-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_depthwise_1x8__neondot", depthwise_accepts, depthwise_pack, depthwise_run},
-                                       {"u8s8_conv_6x16__neondot", accepts, pack, run}};
+static constexpr ConvFamily kConv[] = {
+    {"u8s8_depthwise_1x8__neondot", depthwise_accepts, depthwise_pack, depthwise_run},
+    {"u8s8_conv_6x16__neondot", accepts, pack, run}};
 
 }  // namespace neondot
 

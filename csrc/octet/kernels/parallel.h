@@ -50,8 +50,8 @@ class FunctionRef<Result(Args...)> {
 // One part of a loop: the indices [begin, end).
 using RangeBody = FunctionRef<void(int64_t begin, int64_t end)>;
 
-// parallel(count, grain, body) calls body on disjoint ranges that cover [0, count), perhaps at the same time, each but the
-// last at least `grain` long. No kernel's result depends on how the loop was split.
+// parallel(count, grain, body) calls body on disjoint ranges that cover [0, count), perhaps at the same time, each but
+// the last at least `grain` long. No kernel's result depends on how the loop was split.
 using ParallelFor = FunctionRef<void(int64_t count, int64_t grain, RangeBody body)>;
 
 // The loop on the calling thread.

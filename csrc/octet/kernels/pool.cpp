@@ -61,7 +61,9 @@ class Multipliers {
       for (const Window& h : shape.windows[1]) {
         for (const Window& w : shape.windows[2]) {
           const auto [entry, is_new] = by_count_.try_emplace(key(d.count * h.count * w.count), 0.0f);
-          if (is_new) entry->second = snapped(ratio / (fixed_ > 0 ? fixed_ : static_cast<double>(std::max<int64_t>(1, entry->first))));
+          if (is_new)
+            entry->second =
+                snapped(ratio / (fixed_ > 0 ? fixed_ : static_cast<double>(std::max<int64_t>(1, entry->first))));
         }
       }
     }
@@ -76,8 +78,8 @@ class Multipliers {
   std::map<int64_t, float> by_count_;
 };
 
-void average_one_stage(const uint8_t* x, const PoolShape& shape, const AveragePoolParams& params, double divisor, uint8_t* y,
-                       ParallelFor parallel) {
+void average_one_stage(const uint8_t* x, const PoolShape& shape, const AveragePoolParams& params, double divisor,
+                       uint8_t* y, ParallelFor parallel) {
   const RowKernels& rows = active_kernels().rows;
   const Multipliers multipliers(shape, static_cast<double>(params.x_scale) / params.y_scale, divisor);
   for_each_output(shape, parallel, [&](int64_t image, const Dims& at, int64_t pixel) {
@@ -147,9 +149,13 @@ void average_pool(const uint8_t* x, const PoolShape& shape, const AveragePoolPar
   if (ratio / (divisor > 0 ? divisor : largest) >= kSmallestMultiplier) {
     return average_one_stage(x, shape, params, divisor, y, parallel);
   }
-  PoolShape along{shape.batch, shape.channels, shape.in,
+  PoolShape along{shape.batch,
+                  shape.channels,
+                  shape.in,
                   {pointwise_windows(shape.in[0]), pointwise_windows(shape.in[1]), shape.windows[2]}};
-  PoolShape across{shape.batch, shape.channels, along.out(),
+  PoolShape across{shape.batch,
+                   shape.channels,
+                   along.out(),
                    {shape.windows[0], shape.windows[1], pointwise_windows(along.out()[2])}};
   AveragePoolParams first = params, second = params;
   first.bounds = {0, 255};

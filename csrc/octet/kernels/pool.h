@@ -11,8 +11,8 @@
 
 namespace octet::kernels {
 
-// The input positions [begin, end) one output position reads along one axis (dilation apart), and how many it counts for in
-// an average: with count_include_pad that includes padding.
+// The input positions [begin, end) one output position reads along one axis (dilation apart), and how many it counts
+// for in an average: with count_include_pad that includes padding.
 struct Window {
   int64_t begin = 0;
   int64_t end = 0;
@@ -30,8 +30,8 @@ struct PoolShape {
   Dims out() const;
 };
 
-// The windows of torch.nn.MaxPool / AvgPool along one axis. With ceil_mode a last window that starts behind the input and its
-// left padding is dropped, as torch does.
+// The windows of torch.nn.MaxPool / AvgPool along one axis. With ceil_mode a last window that starts behind the input
+// and its left padding is dropped, as torch does.
 std::vector<Window> pool_windows(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                                  bool ceil_mode, bool count_include_pad);
 
@@ -50,8 +50,9 @@ struct AveragePoolParams {
   int64_t divisor = 0;  // 0: the number of positions the window counts for
 };
 
-// Rule 8: the sum of q - x_zero_point, requantized by the tie-free multiplier of x_scale / (y_scale * divisor). Where the
-// largest window's would be below 1/4095, in two stages: first along the width onto the output grid, [0, 255], then the rest.
+// Rule 8: the sum of q - x_zero_point, requantized by the tie-free multiplier of x_scale / (y_scale * divisor). Where
+// the largest window's would be below 1/4095, in two stages: first along the width onto the output grid, [0, 255], then
+// the rest.
 void average_pool(const uint8_t* x, const PoolShape& shape, const AveragePoolParams& params, uint8_t* y,
                   ParallelFor parallel);
 

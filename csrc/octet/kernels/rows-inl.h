@@ -1,8 +1,9 @@
-// The row kernels, written once in plain C++ and compiled for each ISA: included inside that ISA's namespace and target region
-// (no include guard, no includes). The loops have no branches and no calls, so that the compiler vectorizes them.
+// The row kernels, written once in plain C++ and compiled for each ISA: included inside that ISA's namespace and target
+// region (no include guard, no includes). The loops have no branches and no calls, so that the compiler vectorizes
+// them.
 
-// Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to even, on every ISA and without a call; the result is never -0, so
-// scale * round(x / scale) equals dequantize(quantize(x)) in every bit. Callers clamp first.
+// Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to even, on every ISA and without a call; the result is never -0,
+// so scale * round(x / scale) equals dequantize(quantize(x)) in every bit. Callers clamp first.
 constexpr float kRounder = 0x1.8p23f;
 static inline float round_small(float x) { return (x + kRounder) - kRounder; }
 
@@ -25,8 +26,7 @@ static void quantize_loop(const float* __restrict x, int64_t n, const RowGrid& g
     const int32_t z = zero_point[g];
     const float steps = x[i] / scale[g];
     const float known = steps == steps ? steps : 0.0f;
-    q[i] = static_cast<Code>(
-        requantize_float(known, static_cast<float>(qmin - z), static_cast<float>(qmax - z), z));
+    q[i] = static_cast<Code>(requantize_float(known, static_cast<float>(qmin - z), static_cast<float>(qmax - z), z));
   }
 }
 
@@ -70,9 +70,11 @@ static void fake_quantize_loop(const float* x, int64_t n, const RowGrid& grid, f
 
 static void fake_quantize_row(const float* x, int64_t n, const RowGrid& grid, float* y, uint8_t* flags) {
   if (grid.per_element) {
-    flags ? fake_quantize_loop<true, true>(x, n, grid, y, flags) : fake_quantize_loop<true, false>(x, n, grid, y, flags);
+    flags ? fake_quantize_loop<true, true>(x, n, grid, y, flags)
+          : fake_quantize_loop<true, false>(x, n, grid, y, flags);
   } else {
-    flags ? fake_quantize_loop<false, true>(x, n, grid, y, flags) : fake_quantize_loop<false, false>(x, n, grid, y, flags);
+    flags ? fake_quantize_loop<false, true>(x, n, grid, y, flags)
+          : fake_quantize_loop<false, false>(x, n, grid, y, flags);
   }
 }
 
@@ -159,18 +161,29 @@ static void sum_codes_row(const uint8_t* __restrict x, int64_t n, int32_t* __res
   for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
 }
 
-static void requantize_row(const int32_t* __restrict acc, int64_t n, int32_t offset, float multiplier, int32_t zero_point,
-                           CodeBounds bounds, uint8_t* __restrict y) {
+static void requantize_row(const int32_t* __restrict acc, int64_t n, int32_t offset, float multiplier,
+                           int32_t zero_point, CodeBounds bounds, uint8_t* __restrict y) {
   const float low = static_cast<float>(bounds.lo - zero_point), high = static_cast<float>(bounds.hi - zero_point);
   for (int64_t i = 0; i < n; ++i) {
-    y[i] = static_cast<uint8_t>(
-        requantize_float(static_cast<float>(acc[i] + offset) * multiplier, low, high, zero_point));
+    y[i] =
+        static_cast<uint8_t>(requantize_float(static_cast<float>(acc[i] + offset) * multiplier, low, high, zero_point));
   }
 }
 
 static constexpr RowKernels row_kernels() {
-  return {quantize_row<uint8_t>, quantize_row<int8_t>, dequantize_row<uint8_t>, dequantize_row<int8_t>,
-          fake_quantize_row,     pack_bits_row,        mask_row,                min_max_row,
-          min_max_each_row,      lookup_row,           add_row,                 mul_row,
-          max_codes_row,         sum_codes_row,        requantize_row};
+  return {quantize_row<uint8_t>,
+          quantize_row<int8_t>,
+          dequantize_row<uint8_t>,
+          dequantize_row<int8_t>,
+          fake_quantize_row,
+          pack_bits_row,
+          mask_row,
+          min_max_row,
+          min_max_each_row,
+          lookup_row,
+          add_row,
+          mul_row,
+          max_codes_row,
+          sum_codes_row,
+          requantize_row};
 }

@@ -22,8 +22,8 @@ inline InsideColumns inside_columns(const ConvShape& s, int64_t kw) {
   return {std::min(begin, s.out[2]), std::min(end, s.out[2])};
 }
 
-// pointers[tap * stride + i]: the channels of the input position that this tap of output pixel first + i reads (pixels are
-// counted over the whole batch), or `outside` where that is padding.
+// pointers[tap * stride + i]: the channels of the input position that this tap of output pixel first + i reads (pixels
+// are counted over the whole batch), or `outside` where that is padding.
 inline void gather_taps(const ConvShape& s, const uint8_t* x, int64_t first, int64_t pixels, const uint8_t* outside,
                         const uint8_t** pointers, int64_t stride) {
   const int64_t step = s.stride[2] * s.in_channels;

@@ -1,6 +1,6 @@
-// Target regions: the code between OCTET_TARGET_BEGIN("avx2") and OCTET_TARGET_END is compiled for that instruction set, all
-// other code of the file is not. Include every header before the region, so that no shared inline function is compiled for an
-// instruction set the machine may lack.
+// Target regions: the code between OCTET_TARGET_BEGIN("avx2") and OCTET_TARGET_END is compiled for that instruction
+// set, all other code of the file is not. Include every header before the region, so that no shared inline function is
+// compiled for an instruction set the machine may lack.
 #pragma once
 
 #define OCTET_PRAGMA(text) _Pragma(#text)

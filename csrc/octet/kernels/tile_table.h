@@ -1,4 +1,5 @@
-// The tile functions of an engine, one for each number of rows and vectors, so that no tile computes rows that do not exist.
+// The tile functions of an engine, one for each number of rows and vectors, so that no tile computes rows that do not
+// exist.
 #pragma once
 
 #include <array>
@@ -7,8 +8,8 @@
 
 namespace octet::kernels {
 
-// Accumulators of `rows` pixels: acc[r][lane] = init[lane] + sum over depth. Row r reads, in segment s, units * 4 bytes from
-// pointers[s * stride + r] + offset.
+// Accumulators of `rows` pixels: acc[r][lane] = init[lane] + sum over depth. Row r reads, in segment s, units * 4 bytes
+// from pointers[s * stride + r] + offset.
 using TileFunction = void (*)(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments,
                               int64_t units, const uint8_t* weights, const int32_t* init, int32_t* acc);
 

@@ -12,11 +12,11 @@
 #include <set>
 #include <thread>
 
-#include "reference.h"
 #include "octet/kernels/conv.h"
 #include "octet/kernels/dispatch.h"
 #include "octet/kernels/elementwise.h"
 #include "octet/kernels/pool.h"
+#include "reference.h"
 
 namespace octet::kernels {
 namespace {
@@ -64,8 +64,8 @@ INSTANTIATE_TEST_SUITE_P(Isas, OnIsa, ::testing::ValuesIn(available_isas().begin
 
 // ---- convolution
 
-ConvShape shape2d(int64_t batch, int64_t in, int64_t out, int64_t size, int64_t kernel, int64_t stride = 1, int64_t padding = 0,
-                  int64_t groups = 1, int64_t dilation = 1) {
+ConvShape shape2d(int64_t batch, int64_t in, int64_t out, int64_t size, int64_t kernel, int64_t stride = 1,
+                  int64_t padding = 0, int64_t groups = 1, int64_t dilation = 1) {
   ConvShape s{.batch = batch, .groups = groups, .in_channels = in, .out_channels = out};
   s.in = {1, size, size};
   s.kernel = {1, kernel, kernel};
@@ -97,20 +97,23 @@ void check_conv(const ConvShape& s, Random& random, Data data = Data::kRandom) {
   e.y_zero_point = static_cast<int32_t>(random.integer(0, 255));
   if (random.coin()) e.bounds.lo = e.y_zero_point;
   const auto codes = random.integers<uint8_t>(size, 0, 255);
-  const ResidualAdd residual{codes.data(), static_cast<int32_t>(random.integer(0, 255)), -0.7f, 3.0f / 7,
-                             static_cast<int32_t>(random.integer(0, 255)), {3, 250}};
+  const ResidualAdd residual{codes.data(), static_cast<int32_t>(random.integer(0, 255)), -0.7f,
+                             3.0f / 7,     static_cast<int32_t>(random.integer(0, 255)), {3, 250}};
   if (random.coin()) e.residual = &residual;
 
   const auto expected = reference::conv(s, x, w, e);
   const PackedConv packed(w.data(), s);
   ASSERT_EQ(packed.isa(), active_isa());
-  const std::string what = std::string(packed.kernel_name()) + " " + ::testing::PrintToString(std::vector<int64_t>{
-      s.batch, s.groups, s.in_channels, s.out_channels, s.in[0], s.in[1], s.in[2], s.kernel[0], s.kernel[1], s.kernel[2],
-      s.stride[1], s.stride[2], s.padding[1], s.padding[2], s.dilation[1], s.dilation[2]});
+  const std::string what =
+      std::string(packed.kernel_name()) + " " +
+      ::testing::PrintToString(std::vector<int64_t>{
+          s.batch, s.groups, s.in_channels, s.out_channels, s.in[0], s.in[1], s.in[2], s.kernel[0], s.kernel[1],
+          s.kernel[2], s.stride[1], s.stride[2], s.padding[1], s.padding[2], s.dilation[1], s.dilation[2]});
   std::vector<uint8_t> y(size + 64, 77);
   run_conv(packed, s, x.data(), e, y.data(), threaded);
   ASSERT_EQ(std::vector<int64_t>(y.begin(), y.begin() + size), expected) << what;
-  ASSERT_EQ(std::vector<uint8_t>(y.begin() + size, y.end()), std::vector<uint8_t>(64, 77)) << what << ": wrote behind y";
+  ASSERT_EQ(std::vector<uint8_t>(y.begin() + size, y.end()), std::vector<uint8_t>(64, 77))
+      << what << ": wrote behind y";
 
   const float scale = 0.037f;
   const int32_t zero_point = e.residual ? residual.y_zero_point : e.y_zero_point;
@@ -252,7 +255,7 @@ struct Grids {
   ChannelGrids view() const { return {scale.data(), zero_point.data(), qmin, qmax}; }
 };
 
-const std::vector<ChannelLayout> kLayouts{{1, 1, 1},   {1, 1, 7},   {1, 1, 5000}, {3, 5, 7},  {2, 64, 1},
+const std::vector<ChannelLayout> kLayouts{{1, 1, 1},   {1, 1, 7},   {1, 1, 5000}, {3, 5, 7}, {2, 64, 1},
                                           {700, 3, 1}, {1, 33, 40}, {4, 2, 1030}, {0, 3, 4}, {50, 1, 3}};
 
 std::vector<float> awkward_values(const ChannelLayout& layout, const Grids& grids, Random& random) {
@@ -261,7 +264,8 @@ std::vector<float> awkward_values(const ChannelLayout& layout, const Grids& grid
     const int64_t c = i / layout.inner % layout.channels;
     const auto half = static_cast<float>(random.integer(-600, 600)) / 2;  // ties, and both ends of the range
     x[i] = random.coin() ? half * grids.scale[c] : random.real(-400, 400) * grids.scale[c];
-    if (random.integer(0, 40) == 0) x[i] = std::vector<float>{kNaN, kInfinity, -kInfinity, -0.0f, 3e38f, -1e-42f}[i % 6];
+    if (random.integer(0, 40) == 0)
+      x[i] = std::vector<float>{kNaN, kInfinity, -kInfinity, -0.0f, 3e38f, -1e-42f}[i % 6];
   }
   return x;
 }
@@ -373,8 +377,9 @@ TEST_P(OnIsa, AddAndMulOverEveryPairOfCodes) {
   for (int i = 0; i < 65536; ++i) a[i] = static_cast<uint8_t>(i), b[i] = static_cast<uint8_t>(i >> 8);
   for (int round = 0; round < 20; ++round) {
     const auto code = [&] { return static_cast<int32_t>(random.integer(0, 255)); };
-    const AddParams p{code(), static_cast<float>(random.integer(1, 1023)) / 511, code(),
-                      static_cast<float>(random.integer(-1023, 1023)) / 511, code(), {round % 3, 255 - round % 2}};
+    const AddParams p{code(), static_cast<float>(random.integer(1, 1023)) / 511,
+                      code(), static_cast<float>(random.integer(-1023, 1023)) / 511,
+                      code(), {round % 3, 255 - round % 2}};
     add(a.data(), b.data(), 65536, p, y.data(), threaded);
     for (int i = 0; i < 65536; ++i) {
       ASSERT_EQ(y[i], reference::add(a[i] - p.a_zero_point, p.a_ratio, b[i] - p.b_zero_point, p.b_ratio, p.y_zero_point,
@@ -403,14 +408,15 @@ TEST_P(OnIsa, Lookup) {
 
 // ---- pooling
 
-// Calls f(input index or -1 in the padding) for every position of a window, torch's definition: padding on both sides, and
-// (ceil_mode) positions behind the padding that count for nothing.
+// Calls f(input index or -1 in the padding) for every position of a window, torch's definition: padding on both sides,
+// and (ceil_mode) positions behind the padding that count for nothing.
 struct Axis {
   int64_t in, kernel, stride, padding, dilation;
   bool ceil_mode;
 
   int64_t out() const {
-    const double places = static_cast<double>(in + 2 * padding - dilation * (kernel - 1) - 1) / static_cast<double>(stride);
+    const double places =
+        static_cast<double>(in + 2 * padding - dilation * (kernel - 1) - 1) / static_cast<double>(stride);
     int64_t n = static_cast<int64_t>(ceil_mode ? std::ceil(places) : std::floor(places)) + 1;
     if (ceil_mode && (n - 1) * stride >= in + padding) --n;
     return n;
@@ -428,10 +434,13 @@ struct Axis {
 
 TEST_P(OnIsa, MaxPool) {
   Random random(21);
-  for (const Axis& axis : {Axis{13, 3, 2, 1, 1, false}, {13, 3, 2, 1, 1, true}, {9, 2, 2, 0, 2, true}, {5, 5, 1, 2, 1, false}}) {
+  for (const Axis& axis :
+       {Axis{13, 3, 2, 1, 1, false}, {13, 3, 2, 1, 1, true}, {9, 2, 2, 0, 2, true}, {5, 5, 1, 2, 1, false}}) {
     for (const int64_t channels : {1, 16, 67}) {
-      const PoolShape shape{2, channels, {1, axis.in, axis.in}, {pool_windows(1, 1, 1, 0, 1, false, true),
-                                                                 axis.windows(true), axis.windows(true)}};
+      const PoolShape shape{2,
+                            channels,
+                            {1, axis.in, axis.in},
+                            {pool_windows(1, 1, 1, 0, 1, false, true), axis.windows(true), axis.windows(true)}};
       const auto x = random.integers<uint8_t>(2 * axis.in * axis.in * channels, 0, 255);
       std::vector<int64_t> expected;
       for (int64_t n = 0; n < 2; ++n)
@@ -441,7 +450,8 @@ TEST_P(OnIsa, MaxPool) {
               int64_t best = 0;
               axis.each(oh, [&](int64_t h) {
                 axis.each(ow, [&](int64_t w) {
-                  if (h >= 0 && w >= 0) best = std::max<int64_t>(best, x[((n * axis.in + h) * axis.in + w) * channels + c]);
+                  if (h >= 0 && w >= 0)
+                    best = std::max<int64_t>(best, x[((n * axis.in + h) * axis.in + w) * channels + c]);
                 });
               });
               expected.push_back(best);
@@ -456,12 +466,15 @@ TEST_P(OnIsa, MaxPool) {
 
 TEST_P(OnIsa, AveragePool) {
   Random random(22);
-  for (const Axis& axis : {Axis{13, 3, 2, 1, 1, false}, {13, 3, 2, 1, 1, true}, {8, 8, 8, 0, 1, false}, {6, 3, 2, 0, 1, true}}) {
+  for (const Axis& axis :
+       {Axis{13, 3, 2, 1, 1, false}, {13, 3, 2, 1, 1, true}, {8, 8, 8, 0, 1, false}, {6, 3, 2, 0, 1, true}}) {
     for (const bool include : {true, false}) {
       for (const int64_t divisor : {0, 5}) {
         const int64_t channels = 19;
-        const PoolShape shape{2, channels, {1, axis.in, axis.in}, {pool_windows(1, 1, 1, 0, 1, false, true),
-                                                                   axis.windows(include), axis.windows(include)}};
+        const PoolShape shape{2,
+                              channels,
+                              {1, axis.in, axis.in},
+                              {pool_windows(1, 1, 1, 0, 1, false, true), axis.windows(include), axis.windows(include)}};
         const AveragePoolParams p{0.03f, 120, 0.02f, 99, {99, 255}, divisor};
         const auto x = random.integers<uint8_t>(2 * axis.in * axis.in * channels, 0, 255);
         std::vector<int64_t> expected;
@@ -493,7 +506,9 @@ TEST_P(OnIsa, AveragePool) {
 TEST_P(OnIsa, AveragePoolInTwoStages) {
   Random random(23);
   const int64_t height = 128, width = 96, channels = 5;
-  const PoolShape shape{1, channels, {1, height, width},
+  const PoolShape shape{1,
+                        channels,
+                        {1, height, width},
                         {adaptive_windows(1, 1), adaptive_windows(height, 1), adaptive_windows(width, 1)}};
   const AveragePoolParams p{0.02f, 100, 0.01f, 7, {20, 255}};
   const auto x = random.integers<uint8_t>(height * width * channels, 60, 255);
@@ -550,8 +565,8 @@ TEST(Dispatch, EveryIsaHasConvolutionsAndRows) {
   }
 }
 
-// Losing an instruction set silently would be the worst regression: what the CPU has, the library must have, and the tests
-// above run on it (each asserts that the ISA it forced is the active one).
+// Losing an instruction set silently would be the worst regression: what the CPU has, the library must have, and the
+// tests above run on it (each asserts that the ISA it forced is the active one).
 TEST(Dispatch, EveryIsaOfThisCpuIsTested) {
   std::set<std::string> expected{"generic"};
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-// What the kernels must give, written from docs/numerics.md in the plainest way: wide integers, one loop per index, padding
-// spelled out. Shares no arithmetic with csrc/octet.
+// What the kernels must give, written from docs/numerics.md in the plainest way: wide integers, one loop per index,
+// padding spelled out. Shares no arithmetic with csrc/octet.
 #pragma once
 
 #include <algorithm>
@@ -62,8 +62,8 @@ inline std::vector<int64_t> conv(const ConvShape& s, const std::vector<uint8_t>&
                   }
             int64_t q = requantize(acc, e.multiplier[o], e.y_zero_point, e.bounds.lo, e.bounds.hi);
             if (const ResidualAdd* r = e.residual) {
-              q = add(q - e.y_zero_point, r->conv_ratio, static_cast<int64_t>(r->codes[y.size()]) - r->zero_point, r->ratio,
-                      r->y_zero_point, r->bounds.lo, r->bounds.hi);
+              q = add(q - e.y_zero_point, r->conv_ratio, static_cast<int64_t>(r->codes[y.size()]) - r->zero_point,
+                      r->ratio, r->y_zero_point, r->bounds.lo, r->bounds.hi);
             }
             y.push_back(q);
           }
