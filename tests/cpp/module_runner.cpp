@@ -1,7 +1,7 @@
 // Runs one octet::nn module as tests/python/test_cpp_modules.py runs its namesake in octet.nn:
 //   module_runner NAME INPUT.pt OUTPUT.pt
-// INPUT.pt: {"state": {key: tensor}, "batches": [[operand, ...], ...]}. Trains on all batches but the last, evaluates on it, and
-// writes the output of every forward, the codes of the INT8 module and the state after.
+// INPUT.pt: {"state": {key: tensor}, "batches": [[operand, ...], ...]}. Trains on all batches but the last, evaluates
+// on it, and writes the output of every forward, the codes of the INT8 module and the state after.
 #include <ATen/core/Dict.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
@@ -52,7 +52,8 @@ using Make = std::function<void(Root&)>;
 
 // The arguments are repeated in the Python test.
 const std::map<std::string, Make> kModules{
-    {"Conv2d", [](Root& r) { r.unary(Conv2d(torch::nn::Conv2dOptions(4, 6, 3).stride(2), BlockOptions{.input = r.a})); }},
+    {"Conv2d",
+     [](Root& r) { r.unary(Conv2d(torch::nn::Conv2dOptions(4, 6, 3).stride(2), BlockOptions{.input = r.a})); }},
     {"ConvReLU2d",
      [](Root& r) { r.unary(ConvReLU2d(torch::nn::Conv2dOptions(4, 8, 3).groups(4), BlockOptions{.input = r.a})); }},
     {"ConvBn2d",
@@ -84,11 +85,13 @@ std::map<std::string, at::Tensor> state_of(const torch::nn::Module& module) {
 
 void load(const torch::nn::Module& module, const c10::impl::GenericDict& source) {
   const auto state = state_of(module);
-  TORCH_CHECK(state.size() == source.size(), "the state must have ", state.size(), " tensors (got ", source.size(), ")");
+  TORCH_CHECK(state.size() == source.size(), "the state must have ", state.size(), " tensors (got ", source.size(),
+              ")");
   for (const auto& [key, tensor] : state) {
     const at::Tensor value = source.at(key).toTensor();
     TORCH_CHECK(value.sizes() == tensor.sizes() && value.scalar_type() == tensor.scalar_type(), key, ": ",
-                tensor.toString(), " of ", tensor.sizes(), " expected (got ", value.toString(), " of ", value.sizes(), ")");
+                tensor.toString(), " of ", tensor.sizes(), " expected (got ", value.toString(), " of ", value.sizes(),
+                ")");
     tensor.copy_(value);
   }
 }

@@ -288,6 +288,35 @@ TEST(Add, ResidualSumGivesTheBitsOfInt8) {
   }
 }
 
+// As in docs/cpp.md.
+struct ResidualImpl : torch::nn::Module {
+  FakeQuantize input = register_module("input", FakeQuantize());
+  ConvBnReLU2d first = register_module(
+      "first", ConvBnReLU2d(torch::nn::Conv2dOptions(8, 8, 3).padding(1).bias(false), BlockOptions{.input = input}));
+  ConvBn2d second = register_module("second", ConvBn2d(torch::nn::Conv2dOptions(8, 8, 3).padding(1).bias(false),
+                                                       BlockOptions{.input = first->output}));
+  AddReLU add = register_module("add", AddReLU(input, second->output));
+
+  ResidualImpl() { bind({input, first->output, second->output, add->output}, {0, -1, 0, 0}); }
+  at::Tensor forward(at::Tensor x) {
+    x = input->forward(x);
+    return add->forward(x, second->forward(first->forward(x)));
+  }
+};
+
+TEST(Residual, ByHandGivesTheBitsOfInt8) {
+  at::manual_seed(8);
+  ResidualImpl net;
+  for (int step = 0; step < 4; ++step) net.forward(at::randn({4, 8, 6, 5})).square().mean().backward();
+  net.eval();
+  const at::Tensor x = at::randn({3, 8, 6, 5});
+  torch::nn::AnyModule first = net.first->to_int8(), second = net.second->to_int8(), add = net.add->to_int8();
+  const at::Tensor codes = int8::Quantize(net.input->grid())->forward(x);
+  const at::Tensor hidden = first.forward(codes);
+  const at::Tensor sum = add.forward(codes, second.forward<at::Tensor>(hidden));
+  EXPECT_TRUE(at::equal(int8::Dequantize(net.add->output->grid())->forward(sum), net.forward(x)));
+}
+
 TEST(Cat, SharesOneGrid) {
   at::manual_seed(7);
   FakeQuantize in = grid(-3, 3);
