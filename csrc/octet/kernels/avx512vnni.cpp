@@ -17,7 +17,7 @@
 #include "octet/kernels/target.h"
 #include "octet/kernels/tile_table.h"
 
-OCTET_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,prefer-vector-width=512")
+OCTET_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi" OCTET_PREFER_512)
 namespace octet::kernels {
 namespace avx512vnni {
 

@@ -5,6 +5,7 @@
 
 #include "octet/kernels/kernel_set.h"
 #include "octet/kernels/taps.h"
+#include "octet/kernels/target.h"
 
 namespace octet::kernels {
 namespace generic {

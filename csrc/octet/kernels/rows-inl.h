@@ -56,7 +56,7 @@ static void fake_quantize_loop(const float* x, int64_t n, const RowGrid& grid, f
   const float* __restrict scale = grid.scale;
   const int32_t* __restrict zero_point = grid.zero_point;
   const int32_t qmin = grid.qmin, qmax = grid.qmax;
-#pragma GCC ivdep
+  OCTET_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const int64_t g = kEach ? i : 0;
     const float low = static_cast<float>(qmin - zero_point[g]);
@@ -96,7 +96,7 @@ static void mask_row(const float* grad, const uint8_t* __restrict bits, int64_t 
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     const uint32_t byte = bits[i / 8];
-#pragma GCC ivdep
+    OCTET_INDEPENDENT
     for (int j = 0; j < 8; ++j) grad_x[i + j] = (byte & (1u << j)) ? grad[i + j] : 0.0f;
   }
   for (; i < n; ++i) grad_x[i] = (bits[i / 8] >> (i % 8) & 1) ? grad[i] : 0.0f;
@@ -107,8 +107,8 @@ static void min_max_each_row(const float* low, const float* high, int64_t n, flo
                              float* __restrict max) {
   for (int64_t i = 0; i < n; ++i) {
     // An entry that is NaN compares false and stays; a new NaN replaces the entry.
-    min[i] = (low[i] < min[i]) | (low[i] != low[i]) ? low[i] : min[i];
-    max[i] = (high[i] > max[i]) | (high[i] != high[i]) ? high[i] : max[i];
+    min[i] = ((low[i] < min[i]) | (low[i] != low[i])) ? low[i] : min[i];
+    max[i] = ((high[i] > max[i]) | (high[i] != high[i])) ? high[i] : max[i];
   }
 }
 
@@ -134,7 +134,7 @@ static void add_row(const uint8_t* a, const uint8_t* b, int64_t n, const AddPara
   const float ratio_a = p.a_ratio, ratio_b = p.b_ratio;
   const int32_t za = p.a_zero_point, zb = p.b_zero_point, zy = p.y_zero_point;
   const float low = static_cast<float>(p.bounds.lo - zy), high = static_cast<float>(p.bounds.hi - zy);
-#pragma GCC ivdep
+  OCTET_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const float scaled_a = static_cast<float>(a[i] - za) * ratio_a;
     const float scaled_b = static_cast<float>(b[i] - zb) * ratio_b;
@@ -146,7 +146,7 @@ static void mul_row(const uint8_t* a, const uint8_t* b, int64_t n, const MulPara
   const float multiplier = p.multiplier;
   const int32_t za = p.a_zero_point, zb = p.b_zero_point, zy = p.y_zero_point;
   const float low = static_cast<float>(p.bounds.lo - zy), high = static_cast<float>(p.bounds.hi - zy);
-#pragma GCC ivdep
+  OCTET_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const float product = static_cast<float>((a[i] - za) * (b[i] - zb)) * multiplier;
     y[i] = static_cast<uint8_t>(requantize_float(product, low, high, zy));
