@@ -97,6 +97,13 @@ inline Lanes at_most(const Lanes& a, const Lanes& b) {
   return r;
 }
 
+// a where it is NaN, else b (which must not be -0).
+inline Lanes keep_nan(const Lanes& a, const Lanes& b) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = b.part[i] + (FloatPart)((IntPart)a.part[i] & (a.part[i] != a.part[i]));
+  return r;
+}
+
 // rne for |a| < 2^22, never -0: adding 1.5 * 2^23 leaves no bits for a fraction. NaN stays.
 inline Lanes round_even(const Lanes& a) {
   const Lanes magic = splat(0x1.8p23f);

@@ -84,6 +84,11 @@ struct StatisticsColumn {
   }
 };
 
+// rne, clamped to [first, last], both within +-2^21. Clamping before as well keeps round_even in its range. NaN stays.
+inline Lanes clamp_steps(const Lanes& steps, float first, float last) {
+  return round_even(at_most(at_least(steps, splat(first)), splat(last)));
+}
+
 // Activation, then fake quantization (rule 2). pass: where both let the gradient through.
 inline Lanes apply_tail(const TailBounds& bounds, const Lanes& v, uint16_t& pass) {
   const Lanes low = splat(bounds.low), high = splat(bounds.high);
@@ -187,7 +192,8 @@ struct AddColumn {
     const Lanes b = access.load(args.b + offset, splat(args.b[offset]));
     const Lanes v = a + splat(args.alpha) * b;
     uint16_t bits;
-    access.store(args.y + offset, apply_tail(args.bounds, v, bits));
+    apply_tail(args.bounds, v, bits);
+    access.store(args.y + offset, keep_nan(v, value(args, a, b)));
     if (args.pass) args.pass[word] = bits;
     const Lanes active = at_most(at_least(v, splat(args.bounds.low)), splat(args.bounds.high));
     poison = poison + active * splat(0);
@@ -205,6 +211,14 @@ struct AddColumn {
       range.max = range.max > highs[l] ? range.max : highs[l];
     }
     *args.poison += sum_of(poison);
+  }
+
+  // Rule 10.
+  static Lanes value(const AddArgs& args, const Lanes& a, const Lanes& b) {
+    const Lanes a_steps = clamp_steps(a / splat(args.a_grid.scale), args.a_grid.first, args.a_grid.last);
+    const Lanes b_steps = clamp_steps(b / splat(args.b_grid.scale), args.b_grid.first, args.b_grid.last);
+    const Lanes sum = a_steps * splat(args.a_ratio) + b_steps * splat(args.b_ratio);
+    return splat(args.bounds.scale) * clamp_steps(sum, args.lowest, args.highest);
   }
 };
 

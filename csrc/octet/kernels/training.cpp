@@ -100,12 +100,15 @@ struct Partials {
   std::vector<T> values;
 };
 
+StepBounds steps_of(const Grid& grid) {
+  return {grid.scale, static_cast<float>(grid.qmin - grid.zero_point), static_cast<float>(grid.qmax - grid.zero_point)};
+}
+
 TailBounds bounds_of(const Tail& tail) {
-  TailBounds bounds{-kInfinity, kInfinity, tail.grid.scale, 0, 0, tail.quantize};
+  const StepBounds steps = steps_of(tail.grid);
+  TailBounds bounds{-kInfinity, kInfinity, steps.scale, steps.first, steps.last, tail.quantize};
   if (tail.activation != Activation::kIdentity) bounds.low = 0.0f;
   if (tail.activation == Activation::kRelu6) bounds.high = 6.0f;
-  bounds.first = static_cast<float>(tail.grid.qmin - tail.grid.zero_point);
-  bounds.last = static_cast<float>(tail.grid.qmax - tail.grid.zero_point);
   return bounds;
 }
 
@@ -206,17 +209,21 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
   });
 }
 
-Range add_forward(const float* a, const float* b, int64_t n, float alpha, const Tail& tail, float* y, uint8_t* pass,
+Range add_forward(const float* a, const float* b, int64_t n, const AddTail& tail, float* y, uint8_t* pass,
                   ParallelFor parallel) {
   if (n == 0) return {};
   const Walk walk = make_walk({n, 1, 1});
   const Chunks chunks(walk);
   std::vector<Range> ranges(chunks.count);
   std::vector<float> poison(chunks.count, 0.0f);
-  const TailBounds bounds = bounds_of(tail);
+  const TailBounds bounds = bounds_of({nullptr, nullptr, tail.activation, tail.output, true});
+  const CodeBounds codes = activation_bounds(tail.activation, tail.output);
+  const auto step = [&](int32_t code) { return static_cast<float>(code - tail.output.zero_point); };
   const auto& run = kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
-    run.add({&walk, a, b, alpha, bounds, y, words(pass), &ranges[c], &poison[c]}, begin, end);
+    run.add({&walk, a, b, tail.alpha, steps_of(tail.a), steps_of(tail.b), tail.a_ratio, tail.b_ratio, step(codes.lo),
+             step(codes.hi), bounds, y, words(pass), &ranges[c], &poison[c]},
+            begin, end);
   });
   Range range;
   for (int64_t c = 0; c < chunks.count; ++c) {

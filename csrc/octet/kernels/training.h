@@ -58,9 +58,17 @@ struct TailGradient {
 void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
                    const ChannelLayout& layout, float* grad_x, ParallelFor parallel);
 
-// y = fake_quantize(act(a + alpha b)) over n elements; range: of the sum behind its activation, before the grid.
-// pass as above with the layout {n, 1, 1}.
-Range add_forward(const float* a, const float* b, int64_t n, float alpha, const Tail& tail, float* y, uint8_t* pass,
+// A residual add: the value by rule 10, the gradient that of fake_quantize(act(a + alpha b)).
+struct AddTail {
+  Grid a, b;
+  float alpha = 1.0f;  // 1 or -1
+  float a_ratio = 1.0f, b_ratio = 1.0f;  // rule 10, b_ratio with alpha's sign
+  Activation activation = Activation::kIdentity;
+  Grid output;
+};
+
+// n elements; NaN where a + alpha b is. Returns the range of act(a + alpha b). pass as above with the layout {n, 1, 1}.
+Range add_forward(const float* a, const float* b, int64_t n, const AddTail& tail, float* y, uint8_t* pass,
                   ParallelFor parallel);
 
 }  // namespace octet::kernels

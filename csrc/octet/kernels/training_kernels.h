@@ -58,11 +58,19 @@ struct BackwardArgs {
   float* grad_x;
 };
 
+// A grid in steps from its zero point.
+struct StepBounds {
+  float scale, first, last;
+};
+
 struct AddArgs {
   const Walk* walk;
   const float* a;
   const float* b;
   float alpha;
+  StepBounds a_grid, b_grid;
+  float a_ratio, b_ratio;
+  float lowest, highest;  // steps of the result: the activation as a clamp of codes
   TailBounds bounds;
   float* y;
   uint16_t* pass;

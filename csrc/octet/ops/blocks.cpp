@@ -14,6 +14,7 @@
 #include "octet/ops/common.h"
 #include "octet/ops/fake_quantize.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/fused_add.h"
 #include "octet/ops/fused_conv.h"
 #include "octet/ops/integer_blocks.h"
 
@@ -220,12 +221,18 @@ ObservedResult add_block_composite(const Tensor& a, const Tensor& b, double alph
   detail::check_grid(kOp, a_scale, a_zero_point, "a_");
   detail::check_grid(kOp, b_scale, b_zero_point, "b_");
   detail::check_grid(kOp, output_scale, output_zero_point, "output_");
+  detail::parse_activation(kOp, activation);
+  const bool plain = !observe && !detail::needs_gradient({a, b});
+  if (fake_quantize && !plain && detail::can_fuse_add(a, b)) {
+    return detail::fused_add_block(a, b, alpha, activation, a_grid, a_steps, b_grid, b_steps, output, output_steps,
+                                   observe);
+  }
   Tensor value;
   if (fake_quantize) {
     value = detail::add_integer(a, b, alpha, activation, a_grid, a_steps, b_grid, b_steps, output, output_steps);
     const bool wide = a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble;
     if (wide) value = value.to(at::kDouble);
-    if (!observe && !detail::needs_gradient({a, b})) return inference(value);
+    if (plain) return inference(value);
   }
   const Tensor left = detail::to_block_dtype(a), right = detail::to_block_dtype(b);
   return finish(kOp, alpha > 0 ? left + right : left - right, activation, output, fake_quantize, observe, value);

@@ -120,6 +120,9 @@ std::tuple<Tensor, Tensor> weight_grids(const Tensor& weight, int64_t bits, bool
 
 Tensor fake_quantize_weight(const Tensor& weight, int64_t bits, bool per_channel) {
   const GridSpec spec = checked_weight_spec(bits);
+  if (weight.device().is_cpu() && weight.scalar_type() == at::kFloat) {
+    return detail::fake_quantize_weight_cpu(weight, bits, per_channel);
+  }
   const auto [scale, zero_point] = weight_grids(weight, bits, per_channel);
   return fake_quantize_per_channel(weight, scale, zero_point, 0, spec.qmin, spec.qmax);
 }

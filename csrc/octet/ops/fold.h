@@ -17,6 +17,11 @@ std::tuple<at::Tensor, at::Tensor> weight_grids(const at::Tensor& weight, int64_
 // The weight a training convolution uses: fake-quantized on weight_grids(weight). Straight-through gradient to weight.
 at::Tensor fake_quantize_weight(const at::Tensor& weight, int64_t bits, bool per_channel);
 
+namespace detail {
+// The same as one op, float32 on the CPU.
+at::Tensor fake_quantize_weight_cpu(const at::Tensor& weight, int64_t bits, bool per_channel);
+}  // namespace detail
+
 // Weight codes (int8, weight's shape), bias (int32 [O]) and tie-free multipliers (float32 [O]) of a convolution or linear
 // layer, weight [O, ...] floating point, with its batch norm on running statistics folded in. bias, bn_*: [O] or none;
 // bn_mean and bn_var come together, without them there is no batch norm; bn_weight none: gamma 1, bn_bias none: beta 0.

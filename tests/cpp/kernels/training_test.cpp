@@ -195,30 +195,40 @@ TEST_P(Training, BackwardMatchesFloat64) {
   }
 }
 
-TEST_P(Training, AddIsSumActivationAndFakeQuantization) {
-  const Grid grid{0.02f, 100, 0, 255};
-  for (const int64_t n : {1, 15, 16, 17, 333, 300001}) {
-    const std::vector<float> a = normal_values(n, 10, 2.0f), b = normal_values(n, 11);
-    const Tail tail{nullptr, nullptr, Activation::kRelu6, grid, true};
-    std::vector<float> y(n);
-    std::vector<uint8_t> pass(tail_pass_bytes({n, 1, 1}));
-    const Range range = add_forward(a.data(), b.data(), n, -1.0f, tail, y.data(), pass.data(), backwards);
-    Range expected;
-    for (int64_t i = 0; i < n; ++i) {
-      const float v = a[i] - b[i], active = std::min(std::max(v, 0.0f), 6.0f);
-      ASSERT_EQ(y[i], fake_quantize(active, grid));
-      ASSERT_EQ(passes(pass, {n, 1, 1}, i), v > 0 && v < 6 && passes_gradient(active, grid));
-      expected.min = std::min(expected.min, active);
-      expected.max = std::max(expected.max, active);
+TEST_P(Training, AddIsRule10WithTheGradientOfTheSum) {
+  const float unit = 0.0007f;  // the scales are odd multiples of one unit
+  const Grid a_grid{13 * unit, 100, 0, 255}, b_grid{31 * unit, 128, 0, 255}, output{37 * unit, 90, 0, 255};
+  for (const Activation activation : {Activation::kIdentity, Activation::kRelu, Activation::kRelu6}) {
+    for (const int64_t n : {1, 15, 16, 17, 333, 300001}) {
+      const std::vector<float> a = normal_values(n, 10, 2.0f), b = normal_values(n, 11);
+      const AddTail tail{a_grid, b_grid, -1.0f, 13.0f / 37.0f, -31.0f / 37.0f, activation, output};
+      const CodeBounds bounds = activation_bounds(activation, output);
+      std::vector<float> y(n);
+      std::vector<uint8_t> pass(tail_pass_bytes({n, 1, 1}));
+      const Range range = add_forward(a.data(), b.data(), n, tail, y.data(), pass.data(), backwards);
+      const float low = activation == Activation::kIdentity ? -kInf : 0.0f;
+      const float high = activation == Activation::kRelu6 ? 6.0f : kInf;
+      Range expected;
+      for (int64_t i = 0; i < n; ++i) {
+        const float v = a[i] - b[i], active = std::min(std::max(v, low), high);
+        const int32_t q = add_codes(quantize(a[i], a_grid) - 100, tail.a_ratio, quantize(b[i], b_grid) - 128, tail.b_ratio,
+                                    output.zero_point, bounds);
+        ASSERT_EQ(y[i], dequantize(q, output));
+        ASSERT_EQ(passes(pass, {n, 1, 1}, i), v > low && v < high && passes_gradient(active, output));
+        expected.min = std::min(expected.min, active);
+        expected.max = std::max(expected.max, active);
+      }
+      EXPECT_EQ(range.min, expected.min);
+      EXPECT_EQ(range.max, expected.max);
     }
-    EXPECT_EQ(range.min, expected.min);
-    EXPECT_EQ(range.max, expected.max);
   }
   std::vector<float> a(100, 1.0f), y(100);
   a[77] = kNan;
-  const Tail tail{nullptr, nullptr, Activation::kRelu, grid, true};
-  EXPECT_TRUE(std::isnan(add_forward(a.data(), a.data(), 100, 1.0f, tail, y.data(), nullptr, serial).max));
+  a[78] = kInf;
+  const AddTail tail{a_grid, a_grid, 1.0f, 1.0f, 1.0f, Activation::kRelu, output};
+  EXPECT_TRUE(std::isnan(add_forward(a.data(), a.data(), 100, tail, y.data(), nullptr, serial).max));
   EXPECT_TRUE(std::isnan(y[77]));
+  EXPECT_FALSE(std::isnan(y[78]));
 }
 
 // Sums too: they are taken in one order on every ISA and for every split of the loop.
@@ -253,7 +263,7 @@ TEST_P(Training, EmptyArraysAreFine) {
     const Range range = tail_range(stats.min.data(), stats.max.data(), 4, tail);
     EXPECT_TRUE(range.empty());
   }
-  EXPECT_TRUE(add_forward(nullptr, nullptr, 0, 1.0f, {}, nullptr, nullptr, serial).empty());
+  EXPECT_TRUE(add_forward(nullptr, nullptr, 0, {}, nullptr, nullptr, serial).empty());
 }
 
 }  // namespace
