@@ -25,7 +25,7 @@ from picture import draw
 
 ROOT = Path(__file__).parents[2]
 # Epochs in FP32, epochs of fine-tuning, images for calibration.
-EPOCHS = {"digits": (25, 6, 512), "fashion-mnist": (4, 1, 1024)}
+EPOCHS = {"digits": (25, 6, 512), "fashion-mnist": (3, 1, 1024)}
 
 
 @dataclass

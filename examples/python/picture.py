@@ -77,7 +77,14 @@ def _ranges(axis, model: nn.Module, images: Tensor) -> None:
         low, high = scale * (grid.qmin - zero), scale * (grid.qmax - zero)
         axis.barh(row, high - low, left=low, color="#c9dcec", label="what the 256 codes cover" if row == 0 else None)
         inner = torch.quantile(seen[name].flatten()[:1_000_000], torch.tensor([0.001, 0.999])).tolist()
-        axis.plot(inner, [row, row], color=COLORS["QAT"], lw=4, solid_capstyle="butt", label="99.8 % of the values" if row == 0 else None)
+        axis.plot(
+            inner,
+            [row, row],
+            color=COLORS["QAT"],
+            lw=4,
+            solid_capstyle="butt",
+            label="99.8 % of the values" if row == 0 else None,
+        )
     axis.axvline(0, color="black", lw=0.5)
     axis.set_yticks(range(len(seen)), seen)
     axis.invert_yaxis()
