@@ -4,11 +4,11 @@ Each module quantizes its output and reads its producer's grid.
 """
 
 import torch
-from octet.nn import AdaptiveAvgPool2d, Add, ConvBn2d, ConvBnReLU2d, FakeQuantize, Linear
 from torch import Tensor, nn
 
 from data import load
 from network import accuracy, logits, train
+from octet.nn import AdaptiveAvgPool2d, Add, ConvBn2d, ConvBnReLU2d, FakeQuantize, Linear
 
 
 class Net(nn.Module):

@@ -489,8 +489,8 @@ def run_network(
     inputs: floating point where the program begins with a quantize, uint8 codes elsewhere; any strides and batch size.
     program int64, weights int8, biases int32, numbers float32, all one-dimensional: what `octet.network.lower` writes.
 
-    Returns float32 tensors or uint8 codes, bit for bit what the single operators give. No gradient. The first call packs
-    the weights; they stay with `program` and die with it.
+    Returns float32 tensors or uint8 codes, bit for bit what the single operators give. No gradient. The first call
+    packs the weights; they stay with `program` and die with it.
     """
     return torch.ops.octet.run_network(inputs, program, weights, biases, numbers)
 
@@ -538,8 +538,8 @@ def conv_block(
 
     >>> grid = (torch.tensor(0.01), torch.tensor(128, dtype=torch.int32), 0, 255)
     >>> x, weight = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 1, 1), -1.0)
-    >>> y, low, high, mean, var = conv_block(x, weight, None, None, None, None, None, 1e-5, [1, 1], [0, 0], [1, 1], 1, 0,
-    ...                                      8, True, *grid, *grid, True, False, True)
+    >>> y, low, high, mean, var = conv_block(x, weight, None, None, None, None, None, 1e-5, [1, 1], [0, 0], [1, 1], 1,
+    ...                                      0, 8, True, *grid, *grid, True, False, True)
     >>> torch.allclose(y, torch.full((1, 1, 2, 2), -0.5)), low, high, mean.numel()
     (True, tensor(-0.5000), tensor(-0.5000), 0)
     """

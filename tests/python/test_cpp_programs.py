@@ -1,4 +1,4 @@
-"""C++ programs with what the Python package holds: a project that builds against it, and the runner of scripted models."""
+"""C++ programs with what the Python package holds: a project built against it, and the runner of scripted models."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_scripted_file_gives_the_same_bits(name, tmp_path):
 
 def test_only_converted_models_are_exported(tmp_path):
     qat, inputs = trained("SharedConv")
-    with pytest.raises(TypeError, match="must come from octet.convert"):
+    with pytest.raises(TypeError, match=r"must come from octet\.convert"):
         octet.export.torchscript(qat, inputs(2)[0], tmp_path / "model.pt")
 
 
