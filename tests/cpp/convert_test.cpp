@@ -16,6 +16,7 @@
 
 #include <limits>
 
+#include "expect_error.h"
 #include "octet/convert/sequential.h"
 #include "octet/nn/elementwise.h"
 #include "octet/nn/layers.h"
@@ -24,18 +25,6 @@ namespace octet {
 namespace {
 
 namespace tnn = torch::nn;
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
-
-#define EXPECT_ERROR(statement, text) EXPECT_NE(error_of([&] { statement; }).find(text), std::string::npos)
 
 tnn::Sequential image_net() {
   return tnn::Sequential(

@@ -14,6 +14,7 @@
 #include <limits>
 #include <set>
 
+#include "expect_error.h"
 #include "octet/nn/elementwise.h"
 #include "octet/nn/fake_quantize.h"
 #include "octet/nn/int8.h"
@@ -30,18 +31,6 @@ Keys keys(const torch::nn::Module& module) {
   for (const auto& item : module.named_buffers()) names.insert(item.key());
   return names;
 }
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
-
-#define EXPECT_ERROR(statement, text) EXPECT_NE(error_of([&] { statement; }).find(text), std::string::npos)
 
 // A grid that has seen values in [low, high].
 FakeQuantize grid(float low, float high) {
