@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from . import nn as qnn
 from .capture import ModuleGraph
@@ -66,6 +67,8 @@ _MOVES = {
     _aten.view,
     _aten.view_as,
 }
+# Dropout is among them: in evaluation it is the identity. In training its result is off the grid by 1 / (1 - p), and the
+# next block takes it as it is: a grid of its own would have to hold a range no evaluation ever sees.
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle, *DROPOUTS, *MAX_POOLS)
 PADS = (_aten.pad, _aten.constant_pad_nd)
 
@@ -163,10 +166,12 @@ class _Fuser:
         return {node: _Chain(node) if chain.unfit else chain for node, chain in chains.items()}
 
     def _may_head(self, node: Node) -> bool:
-        return is_tensor(node) and (
-            type(self._module(node)) in (*_WEIGHTED, *_NORMS, *_AVERAGES, *_ADAPTIVES)
-            or node.target in (_aten.add, _aten.sub, _aten.mean, *_AVERAGE_FUNCTIONS, *_ADAPTIVE_FUNCTIONS)
-        )
+        layer = type(self._module(node)) in (*_WEIGHTED, *_NORMS) or node.target in (_aten.add, _aten.sub)
+        return is_tensor(node) and (layer or self._is_average(node))
+
+    def _is_average(self, node: Node) -> bool:
+        functions = (_aten.mean, *_AVERAGE_FUNCTIONS, *_ADAPTIVE_FUNCTIONS)
+        return type(self._module(node)) in (*_AVERAGES, *_ADAPTIVES) or node.target in functions
 
     def _chain(self, head: Node) -> _Chain:
         chain = _Chain(head)
@@ -174,7 +179,8 @@ class _Fuser:
         if type(self._module(head)) in _WEIGHTED and bn is not None and self._norms_channels(head, bn):
             chain.bn = bn
         last = self._only_user(chain.nodes[-1])
-        found = activation_of(last, self.modules) if last is not None and not self._is_float(last) else None
+        ends = last is not None and not self._is_average(head) and not self._is_float(last)  # pools clamp nothing
+        found = activation_of(last, self.modules) if ends else None
         if found is not None:
             chain.end, chain.activation = last, found
         return chain
@@ -204,11 +210,7 @@ class _Fuser:
             return self._weighted(chain, module)
         if type(module) in _NORMS:
             return self._batch_norm(chain, module)
-        if type(module) in (*_AVERAGES, *_ADAPTIVES) or node.target in (
-            _aten.mean,
-            *_AVERAGE_FUNCTIONS,
-            *_ADAPTIVE_FUNCTIONS,
-        ):
+        if self._is_average(node):
             return self._average(chain, module)
         return self._add(chain) if node.target in (_aten.add, _aten.sub) else None
 
@@ -230,8 +232,9 @@ class _Fuser:
 
     def _batch_norm(self, chain: _Chain, bn: _BatchNorm) -> Operator:
         _must(bn.running_mean is not None, f"{type(bn).__name__}: needs running statistics (got None)")
-        before = self.roles.get(chain.head.args[0])
-        _must(not isinstance(before, Island), "follows a float layer")
+        before = chain.head.args[0]
+        layer = isinstance(self._module(before), (_ConvNd, nn.Linear))
+        _must(not (layer and isinstance(self.roles.get(before), Island)), "belongs to a layer that is float")
         kind = qnn.BATCH_NORMS[type(bn)]
 
         def make(input: qnn.FakeQuantize, weights: Any, **specs: Any) -> qnn.Block:
@@ -246,7 +249,7 @@ class _Fuser:
         kind, args = _average_pool(head, module)
 
         def make(input: qnn.FakeQuantize, weights: Any, **specs: Any) -> qnn.Block:
-            return kind(*args, input=input, activation=chain.activation, **specs)
+            return kind(*args, input=input, **specs)
 
         return self._make(chain, [head.args[0]], make)
 

@@ -148,7 +148,8 @@ class _Builder:
                 self._register(name, grid)
             target = f"{ROOT}.{grid.name}"
             with self.graph.graph.inserting_after(self._last_placeholder(node)):
-                entry = self.graph.graph.call_module(target, (node,))
+                # Not call_module, which wants the target at once: it may be the output of a block not yet made.
+                entry = self.graph.graph.create_node("call_module", target, (node,))
             entry.meta = {**node.meta, "octet_name": f"{name}_quantize"}
             for user in list(node.users):
                 if user is not entry and self._reads_codes(user):

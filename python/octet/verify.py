@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from . import ops
 from .convert import Int8Model
-from .nn import Block, FakeQuantize, int8
+from .nn import Block, FakeQuantize
 from .prepare import QATModel
 
 
@@ -75,6 +75,8 @@ def verify(
         for module, flag in flags.items():
             module.training = flag
     actual = _Recorder(int8_model).record(args, kwargs or {})
+    with torch.no_grad():  # the outputs as everybody gets them, should the model run differently than node by node
+        actual |= _outputs(int8_model(*args, **(kwargs or {})))
     layers = [_compare(name, value, actual[name]) for name, value in expected.items() if name in actual]
     if not layers:
         raise ValueError("verify: the models must have layers in common (got none)")
@@ -107,9 +109,13 @@ class _Recorder(Interpreter):
         if n.op in ("call_module", "call_function") and isinstance(result, Tensor):
             self.values[n.meta["octet_name"]] = _Value(result, _grid_of(module))
         elif n.op == "output":
-            leaves = torch.utils._pytree.tree_leaves(result)
-            self.values |= {f"output {i}": _Value(v, None) for i, v in enumerate(leaves) if isinstance(v, Tensor)}
+            self.values |= _outputs(result)
         return result
+
+
+def _outputs(result: Any) -> dict[str, _Value]:
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return {f"output {i}": _Value(value, None) for i, value in enumerate(leaves) if isinstance(value, Tensor)}
 
 
 def _grid_of(module: nn.Module | None) -> FakeQuantize | None:
@@ -130,5 +136,3 @@ def _compare(name: str, expected: _Value, actual: _Value) -> LayerComparison:
     largest = float(difference.nan_to_num(nan=torch.inf).masked_fill(same, 0).max()) if got.numel() else 0.0
     return LayerComparison(name, got.numel(), int((~same).sum()), largest, codes)
 
-
-__all__ = ["LayerComparison", "Verification", "int8", "verify"]

@@ -17,7 +17,7 @@ _MIRRORED = {"observing": "_observing", "enabled": "_enabled", "stale": "_stale"
 class FakeQuantize(nn.Module):
     """Observes the range of a tensor and rounds it to the grid that follows from the range.
 
-    forward(x): any floating shape in, the same shape out; where it observes, the range of x counts from the next
+    forward(x): any floating dtype and shape in, the same out (in evaluation, float32); where it observes, the range of x counts from the next
     forward on. The gradient is straight-through: 1 where the code is not clamped, else 0. Until a range is known x
     passes unchanged. NaN passes; a forward that saw NaN or inf leaves the range alone and is counted in `nonfinite`.
 
@@ -70,6 +70,8 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
             raise TypeError(f"FakeQuantize {self.name}: the input must be floating point (got {x.dtype})")
+        if not self.training and self.active:
+            x = x.float()  # a 16-bit value can be off its grid by half a step; evaluation may not
         if not self.observes:
             return ops.fake_quantize_per_tensor(x, *self.grid()) if self.active else x
         if self.active:
