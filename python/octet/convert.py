@@ -26,8 +26,6 @@ from .nn.block import Activation
 from .prepare import ROOT, QATModel, Row
 from .readiness import check_ready
 
-_aten = torch.ops.aten
-
 
 class Int8Model(LoweredGraph):
     """What `convert` returns: a graph of `octet.nn.int8` modules on uint8 codes, float islands between them.

@@ -67,8 +67,8 @@ _MOVES = {
     _aten.view,
     _aten.view_as,
 }
-# Dropout is among them: in evaluation it is the identity. In training its result is off the grid by 1 / (1 - p), and the
-# next block takes it as it is: a grid of its own would have to hold a range no evaluation ever sees.
+# Dropout is among them: in evaluation it is the identity. In training its result is off the grid by 1 / (1 - p), and
+# the next block takes it as it is: a grid of its own would have to hold a range no evaluation ever sees.
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle, *DROPOUTS, *MAX_POOLS)
 PADS = (_aten.pad, _aten.constant_pad_nd)
 

@@ -85,7 +85,8 @@ def lower(model: fx.GraphModule) -> fx.GraphModule:
     nodes = list(model.graph.nodes)
     if any(tensor.device.type != "cpu" for tensor in model.buffers()):
         return fx.GraphModule(model, model.graph)
-    writers = {node: _writer(node, model) for node in nodes}
+    codes = _on_codes(nodes, model)
+    writers = {node: _writer(node, model) if node in codes or _is_dequantize(node, model) else None for node in nodes}
     levels = _levels(nodes, writers)
     parts: dict[int, list[fx.Node]] = {}
     for node in nodes:
@@ -93,6 +94,21 @@ def lower(model: fx.GraphModule) -> fx.GraphModule:
             parts.setdefault(levels[node], []).append(node)
     parts = {level: part for level, part in parts.items() if len(part) > 1}
     return _Rewriter(model, parts, levels, writers).run()
+
+
+def _on_codes(nodes: list[fx.Node], model: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that give codes: INT8 modules and what moves their codes. Float parts read dequantized values."""
+    codes: set[fx.Node] = {n for n in nodes if n.op == "placeholder" and n.target in getattr(model, "input_grids", {})}
+    for node in nodes:
+        module = _module(node, model)
+        moves = node.op in ("call_module", "call_function") and any(n in codes for n in node.all_input_nodes)
+        if not _is_dequantize(node, model) and (moves or type(module) in _MODULES):
+            codes.add(node)
+    return codes
+
+
+def _is_dequantize(node: fx.Node, model: fx.GraphModule) -> bool:
+    return isinstance(_module(node, model), int8.Dequantize)
 
 
 def _levels(nodes: list[fx.Node], writers: dict[fx.Node, Any]) -> dict[fx.Node, int]:

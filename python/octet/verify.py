@@ -135,4 +135,3 @@ def _compare(name: str, expected: _Value, actual: _Value) -> LayerComparison:
     same = (want == got) | (want.isnan() & got.isnan()) if want.is_floating_point() else want == got
     largest = float(difference.nan_to_num(nan=torch.inf).masked_fill(same, 0).max()) if got.numel() else 0.0
     return LayerComparison(name, got.numel(), int((~same).sum()), largest, codes)
-

@@ -171,3 +171,14 @@ def test_refuses_other_models_and_choices():
     qat, _ = trained("SharedConv")
     with pytest.raises(ValueError, match=r"inputs must be 'float' or 'codes' \(got 'int8'\)"):
         octet.convert(qat, inputs="int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_input_dtype_gives_the_same_bits(dtype):
+    qat, inputs = trained("ResNet")
+    x = inputs(3)[0][0].to(dtype)
+    with torch.no_grad():
+        expected = qat(x)
+        assert expected.dtype == torch.float32 and torch.equal(expected, octet.convert(qat)(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(expected, qat(x))

@@ -10,10 +10,10 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import equal_bits, train
 from torch import Tensor, nn
 
 import octet
+from helpers import equal_bits, train
 
 
 class Random(nn.Module):
