@@ -18,8 +18,9 @@ class FakeQuantize(nn.Module):
     """Observes the range of a tensor and rounds it to the grid that follows from the range.
 
     forward(x): any floating dtype and shape in, the same out (float32 in evaluation); where it observes, the range of x
-    counts from the next forward on. The gradient is straight-through: 1 where the code is not clamped, else 0. Until a range is known x
-    passes unchanged. NaN passes; a forward that saw NaN or inf leaves the range alone and is counted in `nonfinite`.
+    counts from the next forward on. The gradient is straight-through: 1 where the code is not clamped, else 0. Until a
+    range is known x passes unchanged. NaN passes; a forward that saw NaN or inf leaves the range alone and is counted
+    in `nonfinite`.
 
     Buffers, all 0-d: `min`, `max` (the range, +inf and -inf while empty), `scale`, `zero_point`, `steps` (the scale in
     units of its add component), `observing`, `enabled` (fake quantization), `stale` (the range was observed in training
