@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from .fuse import (
+from .network import LoweredGraph
+from .nn import Block, FakeQuantize, int8
+from .nn.block import Activation
+from .patterns import (
     DROPOUTS,
     MAX_POOL_FUNCTIONS,
     MAX_POOLS,
@@ -20,9 +23,6 @@ from .fuse import (
     keeps_grid,
     tied_operands,
 )
-from .network import LoweredGraph
-from .nn import Block, FakeQuantize, int8
-from .nn.block import Activation
 from .prepare import ROOT, QATModel, Row
 from .readiness import check_ready
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from .fuse import Island, Operator, Role, Tied, is_tensor
+from .fuse import Island, Operator, Role, Tied
 from .nn.grid_set import DisjointSets
+from .patterns import is_tensor
 
 
 @dataclass

@@ -11,10 +11,11 @@ from torch.fx import Node
 
 from .capture import ModuleGraph, capture
 from .errors import PrepareError, StateDictError
-from .fuse import Operator, Role, Tied, fuse, label
+from .fuse import Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
 from .nn import Block, FakeQuantize, ReLU6
 from .nn.grid_set import GridSet
+from .patterns import label
 from .spec import Recipe, Spec
 
 ROOT = "octet"
