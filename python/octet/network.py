@@ -32,7 +32,10 @@ class Network(nn.Module):
         self.register_buffer("numbers", numbers)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        return ops.run_network(inputs, self.program, self.weights, self.biases, self.numbers)
+        if torch.jit.is_scripting():
+            return ops.run_network(inputs, self.program, self.weights, self.biases, self.numbers)
+        held = self._buffers  # looked up in nn.Module's roundabout way, four tensors cost as much as the call
+        return ops.run_network(inputs, held["program"], held["weights"], held["biases"], held["numbers"])
 
 
 class LoweredGraph(ModuleGraph):
@@ -46,6 +49,7 @@ class LoweredGraph(ModuleGraph):
         code = super().recompile()
         cls = type(self)  # fx gives every instance a class of its own
         cls._forward_by_module, cls.forward = cls.forward, _forward_lowered
+        cls.__call__ = nn.Module.__call__  # fx's own adds only a nicer traceback, and time to every call
         self._forget()
         return code
 
@@ -73,7 +77,8 @@ class LoweredGraph(ModuleGraph):
 def _forward_lowered(self: LoweredGraph, *args: Any, **kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
         return self._forward_by_module(*args, **kwargs)
-    return self.lowered()(*args, **kwargs)
+    lowered = self.__dict__.get("_lowered") or self.lowered()
+    return lowered.forward(*args, **kwargs)
 
 
 def lower(model: fx.GraphModule) -> fx.GraphModule:
