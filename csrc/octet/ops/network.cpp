@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "octet/kernels/network.h"
+#include "octet/kernels/team.h"
 #include "octet/ops/attached.h"
 #include "octet/ops/common.h"
 #include "octet/ops/parallel.h"
@@ -82,17 +83,19 @@ std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch
   return outputs;
 }
 
+int64_t threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
 // How many parts of the batch run side by side, each with its own buffers: no thread waits for another between two steps. 1
 // where the images do not divide well among the threads: then they share each step.
 int64_t parts_of_batch(const std::vector<Input>& inputs) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  if (threads == 1 || inputs.empty() || inputs[0].type.sizes.empty()) return 1;
+  const int64_t parts = threads();
+  if (parts == 1 || inputs.empty() || inputs[0].type.sizes.empty()) return 1;
   const int64_t batch = inputs[0].type.sizes[0];
   const bool same_batch = std::all_of(inputs.begin(), inputs.end(), [&](const Input& input) {
     return input.type.sizes.size() >= 2 && input.type.sizes[0] == batch;
   });
-  const bool divides = batch % threads == 0 || batch >= 8 * threads;
-  return same_batch && batch >= threads && divides ? threads : 1;
+  const bool divides = batch % parts == 0 || batch >= 8 * parts;
+  return same_batch && batch >= parts && divides ? parts : 1;
 }
 
 // Images [begin, end) of a call; no end: all of it.
@@ -135,7 +138,8 @@ std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
   if (count == 1) {
     const Part whole(network, inputs, 0, std::nullopt);
     const std::vector<Tensor> outputs = empty_outputs(whole.plan());
-    whole.run(inputs, outputs, detail::torch_parallel);
+    kernels::with_team(threads(), detail::torch_parallel,
+                       [&](kernels::ParallelFor parallel) { whole.run(inputs, outputs, parallel); });
     return outputs;
   }
   const int64_t batch = inputs[0].type.sizes[0];
