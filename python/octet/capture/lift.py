@@ -27,6 +27,8 @@ _DROPOUTS = {
 }
 # They only restate what the example already fixed, or copy a constant nobody writes to.
 _TRANSPARENT = (_aten.alias, _aten.lift_fresh_copy, _aten.lift)
+# What is a view in the strides of the example need not be one in others: channels_last, or codes, channels innermost.
+_IN_ANY_STRIDES = {_aten.view.default: _aten.reshape, _aten.view_as.default: _aten.reshape_as}
 
 
 def lift(root: nn.Module, program: ExportedProgram) -> ModuleGraph:
@@ -185,6 +187,7 @@ class _Lifter:
         if packet is _aten.sym_size:  # the spelling that TorchScript takes
             self.value[node] = self._create(name, node, "call_method", "size", args, kwargs)
         else:
+            packet = _IN_ANY_STRIDES.get(node.target, packet)
             self.value[node] = self._create(name, node, "call_function", packet, args, kwargs)
 
     def _path(self, node: Node) -> str:
@@ -237,6 +240,7 @@ class _Names:
     def __init__(self, modules: Iterable[str]) -> None:
         self.modules = set(modules)
         self.used: set[str] = {"output"}
+        self.attributes = set(dir(nn.Module()))  # `x.to(...)`: no child can be called so
 
     def call(self, path: str) -> str:
         if path in self.used:
@@ -246,7 +250,7 @@ class _Names:
 
     def unique(self, base: str) -> str:
         name, count = base, 0
-        while name in self.used or name in self.modules:
+        while name in self.used or name in self.modules or name.rpartition(".")[2] in self.attributes:
             count += 1
             name = f"{base}_{count}"
         self.used.add(name)
