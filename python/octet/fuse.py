@@ -124,8 +124,9 @@ class _Fuser:
         return {node: _Chain(node) if chain.unfit else chain for node, chain in chains.items()}
 
     def _may_head(self, node: Node) -> bool:
+        """Not pools: they clamp nothing."""
         layer = type(self._module(node)) in (*WEIGHTED, *NORMS) or node.target in (_aten.add, _aten.sub)
-        return is_tensor(node) and (layer or self._is_average(node))
+        return is_tensor(node) and layer
 
     def _is_average(self, node: Node) -> bool:
         functions = (_aten.mean, *AVERAGE_FUNCTIONS, *ADAPTIVE_FUNCTIONS)
@@ -137,8 +138,7 @@ class _Fuser:
         if type(self._module(head)) in WEIGHTED and bn is not None and self._norms_channels(head, bn):
             chain.bn = bn
         last = self._only_user(chain.nodes[-1])
-        ends = last is not None and not self._is_average(head) and not self._is_float(last)  # pools clamp nothing
-        found = activation_of(last, self.modules) if ends else None
+        found = activation_of(last, self.modules) if last is not None and not self._is_float(last) else None
         if found is not None:
             chain.end, chain.activation = last, found
         return chain

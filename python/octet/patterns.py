@@ -34,12 +34,14 @@ MOVES = {
     _aten.expand,
     _aten.flatten,
     _aten.flip,
+    _aten.mT,
     _aten.movedim,
     _aten.narrow,
     _aten.permute,
     _aten.pixel_shuffle,
     _aten.repeat,
     _aten.reshape,
+    _aten.reshape_as,
     _aten.roll,
     _aten.select,
     _aten.slice,
@@ -57,8 +59,6 @@ MOVES = {
     _aten.upsample_nearest1d,
     _aten.upsample_nearest2d,
     _aten.upsample_nearest3d,
-    _aten.view,
-    _aten.view_as,
 }
 # Dropout is among them: in evaluation it is the identity. In training its result is off the grid by 1 / (1 - p), and
 # the next block takes it as it is: a grid of its own would have to hold a range no evaluation ever sees.
@@ -107,11 +107,11 @@ def activation_of(node: Node, modules: dict[str, nn.Module]) -> Activation | Non
     if type(module) is nn.Hardtanh:
         bounds = (module.min_val, module.max_val)
     elif node.target in (_aten.hardtanh, _aten.clamp, _aten.clamp_min):
-        bounds = (*node.args[1:3], node.kwargs.get("min"), node.kwargs.get("max"))
+        given = dict(zip(("min", "max"), node.args[1:3], strict=False)) | node.kwargs
+        bounds = (given.get("min"), given.get("max"))
     else:
         return None
-    bounds = tuple(b for b in bounds if b is not None)
-    if node.target in (_aten.clamp, _aten.clamp_min) and bounds == (0,) and node.kwargs.get("max") is None:
+    if bounds == (0, None) and node.target is not _aten.hardtanh:  # whose missing bound is 1
         return Activation.RELU
     return Activation.RELU6 if bounds == (0, 6) else None
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import ops
+from ..spec import Spec
 from . import int8
 from .block import Block, refer
 from .fake_quantize import FakeQuantize
@@ -21,8 +22,14 @@ class _AvgPool(Block):
 
     dims = 2
 
-    def __init__(self, pool: int8.PoolGeometry, input: FakeQuantize | None = None, **block: Any) -> None:
-        super().__init__(**block)
+    def __init__(
+        self,
+        pool: int8.PoolGeometry,
+        input: FakeQuantize | None = None,
+        output: FakeQuantize | None = None,
+        activations: Spec | None = None,
+    ) -> None:
+        super().__init__(output, activations)
         self.pool = pool
         refer(self, "input", input)
 
