@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from . import ops
 from .capture import ModuleGraph
 from .nn import int8
+from .nn.fake_quantize import keeping_dtype
 
 _VERSION = 1  # kProgramVersion, and below the opcodes, of csrc/octet/kernels/network.h
 _QUANTIZE, _DEQUANTIZE, _CONV, _LINEAR, _ADD, _MUL, _MAX_POOL = range(1, 8)
@@ -42,6 +43,7 @@ class LoweredGraph(ModuleGraph):
     """A graph of INT8 modules that runs lowered.
 
     Graph and modules are the truth: what is lowered from them is made again after they were moved, loaded or rewired.
+    Casts (`.half()`, ...) have no effect: the numbers of an INT8 model are what they are.
     In a compiler's hands it is the plain graph.
     """
 
@@ -65,9 +67,9 @@ class LoweredGraph(ModuleGraph):
     def _forget(self) -> None:
         self.__dict__.pop("_lowered", None)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._forget()
-        return super()._apply(*args, **kwargs)
+        return super()._apply(keeping_dtype(fn), recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,9 @@ class FakeQuantize(nn.Module):
             setattr(self, mirror, bool(getattr(self, buffer)))
         self.ready = bool(self.min <= self.max)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
+        return super()._apply(keeping_dtype(fn), recurse)
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         persistent = self._buffers.keys() - self._non_persistent_buffers_set
         if not any(prefix + key in state_dict for key in persistent):
@@ -122,6 +126,16 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, symmetric={self.symmetric}, observer={self.observer!r}"
+
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of `Module._apply` without a cast: scales are float32 whatever a model computes in; the device follows."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def commit(
