@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from .network import LoweredGraph
-from .nn import Block, FakeQuantize, int8
+from .nn import Block, FakeQuantize, ToFloat, int8
 from .nn.block import Activation
 from .patterns import (
     DROPOUTS,
@@ -118,7 +118,7 @@ class _Converter:
             self._quantize(node, module)
         elif isinstance(module, Block):
             self._emit(node, module.output, lambda: module.to_int8())
-        elif isinstance(module, DROPOUTS) or type(module) is nn.Identity:
+        elif isinstance(module, (*DROPOUTS, ToFloat)) or type(module) is nn.Identity:
             self._forward(node)
         elif (grid := self._common_grid(node)) is not None:
             self._tied(node, module, grid)
@@ -217,7 +217,7 @@ class _Converter:
             return codes
         if codes not in self.floats:
             grid = self.grids[source]
-            name = f"{source.meta['octet_name'].removesuffix('_quantize')}_dequantize"
+            name = f"{source.meta['octet_name'].removesuffix('_quantize').removesuffix('_to_float')}_dequantize"
             module = int8.Dequantize(float(grid.scale), int(grid.zero_point))
             self._add(name, module)
             self.floats[codes] = self.graph.call_module(name, (codes,))

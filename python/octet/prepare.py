@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from .capture import ModuleGraph, capture
 from .errors import PrepareError, StateDictError
-from .fuse import Operator, Role, Tied, fuse
+from .fuse import Island, Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
-from .nn import Block, FakeQuantize, ReLU6
+from .nn import Block, FakeQuantize, ReLU6, ToFloat
 from .nn.grid_set import GridSet
 from .patterns import label
 from .spec import Recipe, Spec
@@ -85,8 +85,12 @@ def prepare(
     Raises:
         CaptureError: the model cannot be captured.
         PrepareError: a layer whose sums do not fit the accumulator, an override that names nothing, a child `octet`.
+        TypeError: no module, or a recipe that is none.
     """
     recipe = recipe or Recipe()
+    for what, value, kind in (("model", model, nn.Module), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise TypeError(f"prepare: the {what} must be a {kind.__name__} (got {type(value).__name__})")
     _check_names(model)
     graph = capture(model, args, kwargs, dynamic_shapes)
     _check_overrides(graph, recipe)
@@ -125,6 +129,7 @@ class _Builder:
                 self._replace(node, role)
             elif isinstance(role, Tied) and role.relu6 and node in self.plan.classes:
                 self._clamp(node)
+        self._leave()
         self._end()
         return QATModel(self.graph, self.graph.graph)
 
@@ -256,6 +261,24 @@ class _Builder:
         self.graph.graph.erase_node(node)
         self._rename(node, call)
 
+    def _leave(self) -> None:
+        """Float parts read values on a grid through one `ToFloat`."""
+        self._register("_to_float", ToFloat())
+        on_grid = [n for n in self.graph.graph.nodes if n in self.plan.classes and n not in self.plan.entries]
+        for node in on_grid:
+            readers = [user for user in node.users if self._is_float(user)]
+            if not readers:
+                continue
+            with self.graph.graph.inserting_after(node):
+                call = self.graph.graph.call_module(f"{ROOT}._to_float", (node,))
+            call.meta = {**node.meta, "octet_name": f"{node.meta['octet_name']}_to_float"}
+            for user in readers:
+                user.replace_input_with(node, call)
+
+    def _is_float(self, node: Node) -> bool:
+        role = self.roles.get(node)
+        return isinstance(role, Island) or (isinstance(role, Tied) and node not in self.plan.classes)
+
     def _end(self) -> None:
         """The ranges of a forward are committed when all of it is computed."""
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
@@ -306,9 +329,9 @@ def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        f"{key} {_shape(state[key])} instead of {_shape(value)}"
         for key, value in expected.items()
-        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape
+        if key in state and _shape(state[key]) != _shape(value)
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
     found = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:5])}" for what, keys in problems.items() if keys)
@@ -317,3 +340,7 @@ def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
             "load_state_dict: the state must have every key of this model, or every key of its float original and no "
             f"key under {ROOT!r} (got {found}); nothing was changed"
         )
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -24,8 +24,8 @@ def _check_grid(grid: FakeQuantize) -> None:
     low, high, lost = float(grid.min), float(grid.max), int(grid.nonfinite)
     what = None
     if not torch.isfinite(torch.stack([grid.min, grid.max, grid.scale])).all() or low > high:
-        what = f"must have a finite range (got [{low}, {high}]"
-        what += f", {lost} forwards with NaN or inf)" if lost else "); train or calibrate first)"
+        seen = f", {lost} forwards with NaN or inf" if lost else ""
+        what = f"must have a finite range (got [{low}, {high}]{seen}); train or calibrate first"
     elif not bool(grid.enabled):
         what = "must have fake quantization on (got off); octet.set_mode(qat, fake_quantize=True)"
     elif bool(grid.stale):

@@ -145,6 +145,8 @@ def test_another_models_state_dict_is_refused():
     wider = {key: torch.zeros(3, *value.shape) for key, value in qat.state_dict().items()}
     with pytest.raises(StateDictError, match=r"of another shape: .*\(3, 8, 3, 3, 3\) instead of \(8, 3, 3, 3\)"):
         qat.load_state_dict(wider)
+    with pytest.raises(StateDictError, match=r"of another shape: .* int instead of"):
+        qat.load_state_dict(dict.fromkeys(qat.state_dict(), 3))
 
 
 # Recipes.
@@ -176,6 +178,13 @@ def test_an_accumulator_that_could_overflow_is_refused_by_name():
     with pytest.raises(PrepareError, match=r"prepare: 1: .*\(got 40000 products, 1295400000\)"):
         octet.prepare(model, (torch.randn(2, 40000),))
     octet.prepare(model, (torch.randn(2, 40000),), octet.Recipe(overrides={"1": octet.Spec(bits=7)}))
+
+
+def test_only_modules_and_recipes_are_taken():
+    with pytest.raises(TypeError, match=r"prepare: the model must be a Module \(got function\)"):
+        octet.prepare(lambda x: x, (torch.randn(2, 2),))
+    with pytest.raises(TypeError, match=r"prepare: the recipe must be a Recipe \(got dict\)"):
+        octet.prepare(nn.Linear(2, 2), (torch.randn(2, 2),), {"": octet.Float})
 
 
 def test_a_child_named_octet_is_refused():

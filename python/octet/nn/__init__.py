@@ -21,7 +21,7 @@ from .conv import (
     LinearReLU,
     block_type,
 )
-from .elementwise import BATCH_NORMS, Add, AddReLU, BatchNorm1d, BatchNorm2d, BatchNorm3d, Cat, ReLU6
+from .elementwise import BATCH_NORMS, Add, AddReLU, BatchNorm1d, BatchNorm2d, BatchNorm3d, Cat, ReLU6, ToFloat
 from .fake_quantize import FakeQuantize
 from .grid_set import bind
 from .observers import MinMaxObserver, MovingAverageObserver
@@ -83,6 +83,7 @@ __all__ = [
     "MovingAverageObserver",
     "NormBlock",
     "ReLU6",
+    "ToFloat",
     "bind",
     "block_type",
     "int8",

@@ -1,4 +1,4 @@
-"""QAT blocks without weights that combine or clamp: `Add`, `Cat`, `ReLU6`; and batch norm on its own."""
+"""QAT modules without weights: `Add`, `Cat`, `ReLU6`, `ToFloat`; and batch norm on its own."""
 
 from __future__ import annotations
 
@@ -94,6 +94,16 @@ class ReLU6(Block):
 
     def to_int8(self) -> nn.Module:
         return int8.Clamp(*self._bounds())
+
+
+class ToFloat(nn.Module):
+    """Where values leave their grid for a part in float. In evaluation mode they get the strides of the INT8 model.
+
+    Float kernels round differently at the ends of their loops, so strides show in the last bit of what they give.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.contiguous()
 
 
 class _BatchNormBlock(NormBlock):
