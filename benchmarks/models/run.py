@@ -1,0 +1,206 @@
+"""Whole networks: octet against other INT8 runtimes, float in and float out, interleaved in one process.
+
+    python benchmarks/models/run.py --models resnet20,mobilenetv2 --batch 1 --threads 2 --json out.json
+
+Every peer runs with the settings its own documentation recommends for latency. A peer that is not installed is named
+and left out: `pip install onnx onnxruntime openvino` gives all of them but torch's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[[], object]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--models", default="resnet18,mobilenetv2,resnet20,ffn")
+parser.add_argument("--engines", default="octet,octet_script,onnxruntime,openvino,torch_fx,torch_fp32")
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--rounds", type=int, default=6)
+parser.add_argument("--slice", type=float, default=0.25, help="seconds for each engine in each round")
+parser.add_argument("--json", type=Path)
+options = parser.parse_args()
+os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when the libraries load
+
+import networks  # noqa: E402
+import torch  # noqa: E402
+
+
+def batches(name: str, count: int = 4) -> list[torch.Tensor]:
+    """What every runtime calibrates with."""
+    generator = torch.Generator().manual_seed(2)
+    shape = networks.example(name, 1).shape
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def torch_run(model: torch.nn.Module, x: torch.Tensor) -> Run:
+    def run() -> object:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def octet(name: str, batch: int, script: bool = False) -> Run:
+    import octet as library
+
+    qat = library.prepare(networks.make(name), (networks.example(name, 2),))
+    library.calibrate(qat, batches(name))
+    model = library.convert(qat)
+    return torch_run(torch.jit.script(model) if script else model, channels_last(networks.example(name, batch)))
+
+
+def torch_fp32(name: str, batch: int) -> Run:
+    model, x = networks.make(name), channels_last(networks.example(name, batch))
+    return torch_run(model.to(memory_format=torch.channels_last) if x.dim() == 4 else model, x)
+
+
+def torch_fx(name: str, batch: int) -> Run:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.backends.quantized.engine = "x86"
+    model = prepare_fx(networks.make(name), get_default_qconfig_mapping("x86"), (networks.example(name, 1),))
+    for x in batches(name):
+        model(x)
+    x = channels_last(networks.example(name, batch))
+    with torch.no_grad():
+        return torch_run(torch.jit.freeze(torch.jit.trace(convert_fx(model), x)), x)
+
+
+def qdq_model(name: str, folder: Path) -> Path:
+    """The network as ONNX with u8 activations and s8 weights per channel, which both runtimes have kernels for."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter([{"x": x.numpy()} for x in batches(name)])
+
+        def get_next(self) -> dict | None:
+            return next(self.rest, None)
+
+    plain, prepared, quantized = (folder / f"{name}{suffix}.onnx" for suffix in ("", ".prepared", ".int8"))
+    if not quantized.exists():
+        free = {"x": {0: "N"}, "y": {0: "N"}}
+        model, x = networks.make(name), networks.example(name, 1)
+        torch.onnx.export(
+            model, (x,), plain, input_names=["x"], output_names=["y"], dynamic_axes=free, opset_version=17, dynamo=False
+        )
+        quant_pre_process(plain, prepared)
+        kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(prepared, quantized, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
+    return quantized
+
+
+def onnxruntime(name: str, batch: int) -> Run:
+    import onnxruntime as runtime
+
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
+    x = networks.example(name, batch).numpy()
+    settings.add_free_dimension_override_by_name("N", x.shape[0])
+    session = runtime.InferenceSession(qdq_model(name, FOLDER), settings, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", x)
+    binding.bind_output("y", "cpu")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def openvino(name: str, batch: int) -> Run:
+    import openvino as runtime
+
+    core = runtime.Core()
+    model = core.read_model(qdq_model(name, FOLDER))
+    x = networks.example(name, batch).numpy()
+    model.reshape({"x": list(x.shape)})
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", settings | {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    request.set_input_tensor(runtime.Tensor(x, shared_memory=True))
+    return request.infer
+
+
+ENGINES: dict[str, Callable[[str, int], Run]] = {
+    "octet": octet,
+    "octet_script": lambda name, batch: octet(name, batch, script=True),
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "torch_fx": torch_fx,
+    "torch_fp32": torch_fp32,
+}
+
+
+def prepare(name: str) -> dict[str, Run]:
+    runs = {}
+    for engine in options.engines.split(","):
+        try:
+            runs[engine] = ENGINES[engine](name, options.batch)
+            runs[engine]()
+        except ImportError as error:
+            print(f"{name}: {engine} left out: {error}", file=sys.stderr)
+    return runs
+
+
+def measure(runs: dict[str, Run]) -> dict[str, list[float]]:
+    """Seconds per call. In turns, so that all engines meet the same weather."""
+    times: dict[str, list[float]] = {engine: [] for engine in runs}
+    for _ in range(options.rounds):
+        for engine, run in runs.items():
+            run()  # wakes the engine's threads and its caches
+            end = time.perf_counter() + options.slice
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                run()
+                times[engine].append(time.perf_counter() - start)
+            time.sleep(0.01)  # threads that spin go to sleep before the next engine's turn
+    return times
+
+
+def report(name: str, times: dict[str, list[float]]) -> list[dict]:
+    best_peer = min((min(t) for engine, t in times.items() if not engine.startswith("octet")), default=None)
+    rows = []
+    for engine, seconds in times.items():
+        row = {
+            "model": name,
+            "batch": options.batch,
+            "threads": options.threads,
+            "engine": engine,
+            "calls": len(seconds),
+        }
+        row |= {"min_ms": min(seconds) * 1e3, "median_ms": statistics.median(seconds) * 1e3}
+        row["of_best_peer"] = min(seconds) / best_peer if best_peer else None
+        rows.append(row)
+        ratio = f"{row['of_best_peer']:6.2f} of the best peer" if best_peer else ""
+        print(
+            f"{name:12s} {engine:13s} min {row['min_ms']:9.3f} ms  median {row['median_ms']:9.3f} ms {ratio}",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, batch {options.batch}, "
+          f"{options.threads} threads")  # fmt: skip
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        FOLDER = Path(folder)
+        for name in options.models.split(","):
+            rows += report(name, measure(prepare(name)))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
