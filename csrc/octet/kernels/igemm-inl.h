@@ -94,7 +94,7 @@ class Block {
       taps_.resize(shape.taps() * pixels);
       copy_ = AlignedBytes(pixels * shape.groups * plan.depth_bytes());
     } else if (plan.padded_rows) {
-      row_bytes_ = (shape.in[2] + 2 * shape.padding[2]) * shape.in_channels + kSlack;
+      row_bytes_ = span(std::min(pixels, shape.out[2])) * shape.in_channels + kSlack;
       copy_ = AlignedBytes((pixels / shape.out[2] + 2) * shape.kernel[0] * shape.kernel[1] * row_bytes_);
     }
     joined_bytes_ = plan.depth_bytes() + kSlack;
@@ -134,35 +134,38 @@ class Block {
   void fill_rows(int64_t first, int64_t pixels) {
     const int64_t width = shape_.out[2], kernel_rows = shape_.kernel[0] * shape_.kernel[1];
     uint8_t* rows = copy_.as<uint8_t>();
-    for (int64_t pixel = first; pixel < first + pixels; rows += kernel_rows * row_bytes_) {
-      const int64_t row = pixel / width, end = std::min(first + pixels, (row + 1) * width);
-      copy_rows(row, rows);
-      if (plan_.joined) {
-        join_taps(rows, pixel % width, pixel % width + end - pixel, pixel - first);
-        pixel = end;
-      }
-      for (; pixel < end; ++pixel) point_into_rows(rows, pixel % width, &pointers_[pixel - first]);
+    for (int64_t i = 0; i < pixels; rows += kernel_rows * row_bytes_) {
+      const int64_t row = (first + i) / width, column = (first + i) % width;
+      const int64_t count = std::min(pixels - i, width - column);
+      copy_rows(row, column, count, rows);
+      if (plan_.joined) join_taps(rows, count, i);
+      for (int64_t c = 0; c < count && !plan_.joined; ++c) point_into_rows(rows, c, &pointers_[i + c]);
+      i += count;
     }
   }
 
-  // The rows of x that one row of outputs reads, padded.
-  void copy_rows(int64_t row, uint8_t* to) {
+  // The input columns that so many neighbouring outputs read.
+  int64_t span(int64_t outputs) const {
+    return (outputs - 1) * shape_.stride[2] + (shape_.kernel[2] - 1) * shape_.dilation[2] + 1;
+  }
+
+  // What the outputs [column, column + count) of one row read, padded: a stretch of each row of the kernel.
+  void copy_rows(int64_t row, int64_t column, int64_t count, uint8_t* to) {
     const ConvShape& s = shape_;
     const int64_t h0 = row % s.out[1] * s.stride[1] - s.padding[1];
     const int64_t d0 = row / s.out[1] % s.out[0] * s.stride[0] - s.padding[0];
-    const int64_t image = row / s.out[1] / s.out[0], bytes = s.in[2] * s.in_channels,
-                  side = s.padding[2] * s.in_channels;
+    const int64_t image = row / s.out[1] / s.out[0];
+    const int64_t w0 = column * s.stride[2] - s.padding[2], width = span(count);
+    const int64_t left = std::clamp<int64_t>(-w0, 0, width), right = std::clamp(s.in[2] - w0, left, width);
     for (int64_t kd = 0; kd < s.kernel[0]; ++kd) {
       for (int64_t kh = 0; kh < s.kernel[1]; ++kh, to += row_bytes_) {
         const int64_t d = d0 + kd * s.dilation[0], h = h0 + kh * s.dilation[1];
         const bool inside = d >= 0 && d < s.in[0] && h >= 0 && h < s.in[1];
-        if (!inside) {
-          std::memset(to, zero_point_, row_bytes_);
-          continue;
-        }
-        std::memset(to, zero_point_, side);
-        std::memcpy(to + side, x_ + ((image * s.in[0] + d) * s.in[1] + h) * bytes, bytes);
-        std::memset(to + side + bytes, zero_point_, row_bytes_ - side - bytes);
+        const int64_t begin = inside ? left : width, end = inside ? right : width;
+        const int64_t from = ((image * s.in[0] + d) * s.in[1] + h) * s.in[2] + w0 + begin;
+        std::memset(to, zero_point_, begin * s.in_channels);
+        std::memcpy(to + begin * s.in_channels, inside ? x_ + from * s.in_channels : to, (end - begin) * s.in_channels);
+        std::memset(to + end * s.in_channels, zero_point_, (width - end) * s.in_channels + kSlack);
       }
     }
   }
@@ -176,17 +179,17 @@ class Block {
     }
   }
 
-  // The pixels [column, end) of a row of outputs: their taps side by side, joined_bytes_ from pixel to pixel.
-  void join_taps(const uint8_t* rows, int64_t column, int64_t end, int64_t i) {
+  // The taps of each pixel side by side, joined_bytes_ from pixel to pixel.
+  void join_taps(const uint8_t* rows, int64_t pixels, int64_t i) {
     const ConvShape& s = shape_;
     const bool dense = s.dilation[2] == 1;  // the taps of a kernel row are neighbours already
     const int64_t runs = dense ? 1 : s.kernel[2], size = (dense ? s.kernel[2] : 1) * s.in_channels;
-    const int64_t step = s.stride[2] * s.in_channels, pixels = end - column;
+    const int64_t step = s.stride[2] * s.in_channels;
     uint8_t* to = joined_.as<uint8_t>() + i * joined_bytes_;
     for (int64_t p = 0; p < pixels; ++p) pointers_[i + p] = to + p * joined_bytes_;
     for (int64_t row = 0; row < s.kernel[0] * s.kernel[1]; ++row, rows += row_bytes_) {
       for (int64_t run = 0; run < runs; ++run, to += size) {
-        const uint8_t* from = rows + column * step + run * s.dilation[2] * s.in_channels;
+        const uint8_t* from = rows + run * s.dilation[2] * s.in_channels;
         for (int64_t at = 0; at < size; at += kVector) copy_vectors(from + at, step, pixels, to + at);
       }
     }

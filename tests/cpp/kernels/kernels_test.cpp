@@ -197,6 +197,17 @@ TEST_P(OnIsa, ConvOneAndThreeDimensions) {
   check_conv(volume, random);
 }
 
+// Rows longer than a block, as in audio: a block reads a stretch of a row.
+TEST_P(OnIsa, ConvLongRows) {
+  Random random(9);
+  for (const int64_t in : {1, 5, 24}) {
+    ConvShape line{.batch = 2, .in_channels = in, .out_channels = 8};
+    line.in = {1, 1, 1500}, line.kernel = {1, 1, 9}, line.stride = {1, 1, 1 + in % 2}, line.padding = {0, 0, 4};
+    line.out = conv_output_size(line);
+    check_conv(line, random);
+  }
+}
+
 TEST_P(OnIsa, ConvEmptyBatchDoesNothing) {
   Random random(8);
   const ConvShape s = shape2d(0, 16, 16, 4, 3, 1, 1);
