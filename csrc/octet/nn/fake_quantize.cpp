@@ -160,7 +160,8 @@ void FakeQuantizeImpl::note_commit() {
 void FakeQuantizeImpl::check_ready() const {
   const float low = min.item<float>(), high = max.item<float>();
   const int64_t lost = nonfinite.item<int64_t>();
-  TORCH_CHECK(Range(low, high).finite() && low <= high && std::isfinite(scale.item<float>()), "convert: ", label,
+  const Range range{low, high};
+  TORCH_CHECK(range.finite() && !range.empty() && std::isfinite(scale.item<float>()), "convert: ", label,
               ": must have a finite range (got [", low, ", ", high, "], ", lost,
               " forwards with NaN or inf); train or calibrate first");
   TORCH_CHECK(enabled.item<bool>(), "convert: ", label, ": must have fake quantization on (got off)");
