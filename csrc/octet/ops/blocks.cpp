@@ -168,7 +168,7 @@ BlockResult batch_norm_block_composite(const Tensor& x, const Optional& bn_weigh
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
   const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats};
   detail::check_floating(kOp, "x", x);
-  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions (got ", x.dim(), ")");
+  TORCH_CHECK(x.dim() >= 2 && x.dim() <= 5, kOp, ": x must have 2 to 5 dimensions (got ", x.dim(), ")");
   TORCH_CHECK(bn.present(), kOp, ": batch norm without batch_stats needs bn_mean and bn_var (got none)");
   detail::check_grid(kOp, input.scale, input.zero_point, "input_");
   detail::check_grid(kOp, output.scale, output.zero_point, "output_");
@@ -176,14 +176,15 @@ BlockResult batch_norm_block_composite(const Tensor& x, const Optional& bn_weigh
   const Tail tail{kOp, bn, activation, output, fake_quantize, observe};
   Tensor value;
   if (tail.integer()) {
-    // Over one flat spatial dimension the position of a pixel does not matter.
-    const int64_t one = 1, zero = 0;
-    const Tensor weight = at::ones_symint({x.sym_size(1), 1, 1}, x.options().dtype(at::kFloat));
-    const ConvArguments conv{one, zero, one, x.size(1)};
-    const c10::SymInt pixels = x.dim() == 2 ? c10::SymInt(1) : x.flatten(2).sym_size(2);
-    value = detail::conv_integer(x.reshape_symint({x.sym_size(0), x.sym_size(1), pixels}), weight, std::nullopt, bn,
-                                 conv, activation, 8, true, input, output);
-    value = value.reshape_symint(x.sym_sizes()).to(detail::block_dtype(x));
+    const Tensor image = x.dim() == 2 ? x.unsqueeze(-1) : x;
+    std::vector<c10::SymInt> shape(image.dim(), 1);
+    shape[0] = x.sym_size(1);
+    const int64_t ones[] = {1, 1, 1}, zeros[] = {0, 0, 0};
+    const size_t rank = image.dim() - 2;
+    const ConvArguments conv{{ones, rank}, {zeros, rank}, {ones, rank}, x.size(1)};
+    value = detail::conv_integer(image, at::ones_symint(shape, x.options().dtype(at::kFloat)), std::nullopt, bn, conv,
+                                 activation, 8, true, input, output);
+    value = value.view_symint(x.sym_sizes()).to(detail::block_dtype(x));
     if (!observe && !detail::needs_gradient({x, bn_weight, bn_bias})) return tail.inference(value);
   }
   return tail.finish(x, value);
