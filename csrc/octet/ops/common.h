@@ -7,6 +7,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/GradMode.h>
 
 #include <cstdint>
 
@@ -20,13 +21,15 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("octet::") + name).c_str(), "").typed<Signature>();
 }
 
-// The Autograd kernel of an op without gradient: runs it below autograd, so its outputs never ask for one.
+// The Autograd kernel of an op without gradient: runs it, and whatever it calls, below autograd, so its outputs never ask
+// for one.
 template <auto Op>
 struct NonDifferentiable;
 template <class R, class... Args, R (*Op)(Args...)>
 struct NonDifferentiable<Op> {
   static R call(Args... args) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const at::NoGradGuard no_gradient;
     return Op(args...);
   }
 };
@@ -104,17 +107,5 @@ inline at::Tensor dense(const at::Tensor& x) {
 }
 
 inline at::Tensor dense_float(const at::Tensor& x) { return dense(x.to(at::kFloat)); }
-
-// Where the channels of a dense tensor lie: element i belongs to channel (i / inner) % channels.
-struct ChannelLayout {
-  int64_t channels;
-  int64_t inner;
-
-  ChannelLayout(const at::Tensor& dense, int64_t axis)
-      : channels(dense.size(axis)), inner(channels == 1 ? dense.numel() : dense.stride(axis)) {}
-};
-
-// Elements a thread should get at least: below, waking it costs more than it saves.
-inline constexpr int64_t kGrain = 32768;
 
 }  // namespace octet::detail

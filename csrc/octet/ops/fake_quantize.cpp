@@ -1,26 +1,45 @@
 #include "octet/ops/fake_quantize.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/pow.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <limits>
+
+#include "octet/ops/channel_layout.h"
 #include "octet/ops/common.h"
 #include "octet/ops/observe.h"
+#include "octet/ops/parallel.h"
 
 namespace octet {
 
 using at::Tensor;
-using Axis = std::optional<int64_t>;  // none: one grid for the whole tensor
+using Axis = std::optional<int64_t>;                         // none: one grid for the whole tensor
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // y, pass bits, min, max
 
 namespace {
 
-const char* op_name(Axis axis) { return axis ? "fake_quantize_per_channel" : "fake_quantize_per_tensor"; }
+// The three public ops are one internal op, octet::_fake_quantize, and its gradient. keep_pass: the pass bits are wanted, one
+// per element in y's order of memory, bit i % 8 of byte i / 8 (else an empty tensor); they are all that backward needs, so
+// neither x nor the grid, whose buffers change between forward and backward, is kept. observe: min and max of x are wanted
+// (else the empty range).
+
+const char* op_name(Axis axis, bool observe) {
+  if (observe) return "observe_and_fake_quantize";
+  return axis ? "fake_quantize_per_channel" : "fake_quantize_per_tensor";
+}
 
 // Returns the axis, counted from the front.
-Axis check(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin, int64_t qmax) {
-  const char* op = op_name(axis);
+Axis check(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin, int64_t qmax,
+           bool observe) {
+  const char* op = op_name(axis, observe);
   detail::check_floating(op, "x", x);
   detail::check_bounds(op, qmin, qmax);
   if (!axis) {
@@ -32,149 +51,161 @@ Axis check(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis 
   return axis;
 }
 
-// One run of elements on one grid. mask may be null.
-void fake_quantize_run(const float* x, float* y, bool* mask, int64_t count, const Grid& grid) {
-  for (int64_t i = 0; i < count; ++i) y[i] = fake_quantize(x[i], grid);
-  if (mask == nullptr) return;
-  for (int64_t i = 0; i < count; ++i) mask[i] = passes_gradient(x[i], grid);
+Tensor empty_pass(const Tensor& x, bool keep_pass) {
+  return at::empty_symint({keep_pass ? (x.sym_numel() + 7) / 8 : c10::SymInt(0)}, x.options().dtype(at::kByte));
 }
 
-void fake_quantize_dense(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
-                         int64_t qmax, float* y, bool* mask) {
-  const float* data = x.const_data_ptr<float>();
-  const auto at_offset = [&](int64_t i) { return mask == nullptr ? nullptr : mask + i; };
-  if (!axis) {
-    const Grid grid = detail::read_grid(op_name(axis), scale, zero_point, qmin, qmax);
-    at::parallel_for(0, x.numel(), detail::kGrain, [&](int64_t begin, int64_t end) {
-      fake_quantize_run(data + begin, y + begin, at_offset(begin), end - begin, grid);
-    });
-    return;
-  }
-  if (x.numel() == 0) return;
-  const detail::ChannelLayout layout(x, *axis);
-  const Tensor scales = scale.contiguous(), zeros = zero_point.contiguous();
-  const float* s = scales.const_data_ptr<float>();
-  const int32_t* z = zeros.const_data_ptr<int32_t>();
-  for (int64_t c = 0; c < layout.channels; ++c) detail::check_zero_point(op_name(axis), z[c], qmin, qmax);
-  const int64_t runs = x.numel() / layout.inner;
-  at::parallel_for(0, runs, detail::kGrain / layout.inner + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t run = begin; run < end; ++run) {
-      const int64_t c = run % layout.channels, i = run * layout.inner;
-      const Grid grid{s[c], z[c], static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
-      fake_quantize_run(data + i, y + i, at_offset(i), layout.inner, grid);
-    }
-  });
-}
-
-// y, and where the gradient passes: bool, x's shape and strides. Without a mask for inference.
-template <bool kMask>
-std::tuple<Tensor, Tensor> fake_quantize_cpu(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis,
-                                             int64_t qmin, int64_t qmax) {
-  axis = check(x, scale, zero_point, axis, qmin, qmax);
+Result fake_quantize_cpu(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
+                         int64_t qmax, bool keep_pass, bool observe) {
+  axis = check(x, scale, zero_point, axis, qmin, qmax, observe);
+  const detail::GridArrays arrays(op_name(axis, observe), scale, zero_point, qmin, qmax);
   const Tensor input = detail::dense_float(x);
-  Tensor y = at::empty_like(input);
-  Tensor mask = kMask ? at::empty_like(input, at::kBool) : Tensor();
-  fake_quantize_dense(input, scale, zero_point, axis, qmin, qmax, y.mutable_data_ptr<float>(),
-                      kMask ? mask.mutable_data_ptr<bool>() : nullptr);
-  return {y.to(x.scalar_type()), mask};
+  const auto layout = detail::channel_layout(input, axis);
+  Tensor y = at::empty_like(input), pass = empty_pass(input, keep_pass);
+  Tensor low = at::empty({}, input.options()), high = at::empty({}, input.options());
+  const auto* from = input.const_data_ptr<float>();
+  auto* to = y.mutable_data_ptr<float>();
+  auto* bits = keep_pass ? pass.mutable_data_ptr<uint8_t>() : nullptr;
+  if (observe) {
+    kernels::observe_and_fake_quantize(from, layout, arrays.grids(), to, bits, low.mutable_data_ptr<float>(),
+                                       high.mutable_data_ptr<float>(), detail::torch_parallel);
+  } else {
+    kernels::fake_quantize(from, layout, arrays.grids(), to, bits, detail::torch_parallel);
+    low.fill_(std::numeric_limits<float>::infinity());
+    high.fill_(-std::numeric_limits<float>::infinity());
+  }
+  return {y.to(x.scalar_type()), pass, low, high};
 }
 
-template <bool kMask>
-std::tuple<Tensor, Tensor> fake_quantize_meta(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis,
-                                              int64_t qmin, int64_t qmax) {
-  check(x, scale, zero_point, axis, qmin, qmax);
-  return {at::empty_like(x), kMask ? at::empty_like(x, at::kBool) : Tensor()};
+Result fake_quantize_meta(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
+                          int64_t qmax, bool keep_pass, bool observe) {
+  check(x, scale, zero_point, axis, qmin, qmax, observe);
+  const auto options = x.options().dtype(at::kFloat);
+  return {at::empty_like(x), empty_pass(x, keep_pass), at::empty({}, options), at::empty({}, options)};
+}
+
+Tensor bit_weights(const Tensor& like) {
+  return at::pow(2, at::arange(8, like.options().dtype(at::kInt))).to(at::kByte);
 }
 
 // Any device, by plain ATen operations with the same roundings.
-template <bool kMask>
-std::tuple<Tensor, Tensor> fake_quantize_any(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis,
-                                             int64_t qmin, int64_t qmax) {
-  axis = check(x, scale, zero_point, axis, qmin, qmax);
+Result fake_quantize_any(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
+                         int64_t qmax, bool keep_pass, bool observe) {
+  axis = check(raw, scale, zero_point, axis, qmin, qmax, observe);
+  const Tensor x = detail::dense(raw);
   std::vector<int64_t> shape(axis ? x.dim() : 0, 1);
   if (axis) shape[*axis] = -1;
   const Tensor s = scale.reshape(shape), z = zero_point.reshape(shape).to(at::kFloat);
   const Tensor codes = (x.to(at::kFloat) / s).round_().add_(z);
   const Tensor y = (codes.clamp(qmin, qmax) - z).mul_(s).to(x.scalar_type());
-  return {y, kMask ? codes.ge(qmin).logical_and_(codes.le(qmax)) : Tensor()};
+  Tensor pass = empty_pass(x, false);
+  if (keep_pass) {
+    const Tensor mask = codes.ge(qmin).logical_and_(codes.le(qmax)).as_strided({x.numel()}, {1}).to(at::kByte);
+    const Tensor padded = at::constant_pad_nd(mask, {0, (8 - x.numel() % 8) % 8});
+    pass = padded.view({-1, 8}).mul(bit_weights(x)).sum(1, false, at::kByte);
+  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto options = x.options().dtype(at::kFloat);
+  auto [low, high] = observe ? min_max(x) : std::tuple(at::full({}, kInfinity, options), at::full({}, -kInfinity, options));
+  return {y, pass, low, high};
 }
 
-// The internal op that autograd runs: schema octet::_fake_quantize.
-std::tuple<Tensor, Tensor> fake_quantize_masked(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                                                Axis axis, int64_t qmin, int64_t qmax) {
-  static const auto op = detail::find_op<decltype(fake_quantize_masked)>("_fake_quantize");
-  return op.call(x, scale, zero_point, axis, qmin, qmax);
+Result call_fake_quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
+                     int64_t qmax, bool keep_pass, bool observe) {
+  static const auto op = detail::find_op<decltype(fake_quantize_cpu)>("_fake_quantize");
+  return op.call(x, scale, zero_point, axis, qmin, qmax, keep_pass, observe);
 }
 
-// Keeps the mask, not x and the grid: the grid's buffers change between forward and backward.
+// octet::_fake_quantize_backward: grad where the bit is 1, else 0. stride: y's.
+Tensor backward_cpu(const Tensor& grad, const Tensor& pass, at::IntArrayRef stride) {
+  Tensor g = grad.to(at::kFloat);
+  if (g.strides() != stride) g = at::empty_strided(grad.sizes(), stride, g.options()).copy_(g);
+  Tensor grad_x = at::empty_like(g);
+  kernels::fake_quantize_backward(g.const_data_ptr<float>(), pass.const_data_ptr<uint8_t>(), g.numel(),
+                                  grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
+  return grad_x.to(grad.scalar_type());
+}
+
+Tensor backward_meta(const Tensor& grad, const Tensor& pass, c10::SymIntArrayRef stride) {
+  return at::empty_strided_symint(grad.sym_sizes(), stride, grad.options());
+}
+
+Tensor backward_any(const Tensor& grad, const Tensor& pass, c10::SymIntArrayRef stride) {
+  const Tensor mask = pass.unsqueeze(1).bitwise_and(bit_weights(pass)).ne(0).view(-1);
+  return at::where(mask.as_strided_symint(grad.sym_sizes(), stride), grad, 0);
+}
+
+Tensor call_backward(const Tensor& grad, const Tensor& pass, c10::SymIntArrayRef stride) {
+  static const auto op = detail::find_op<decltype(backward_meta)>("_fake_quantize_backward");
+  return op.call(grad, pass, stride);
+}
+
+// A second derivative is the same mask on the gradient's gradient: where one is asked for, by operations that have it.
+Tensor backward_autograd(const Tensor& grad, const Tensor& pass, c10::SymIntArrayRef stride) {
+  if (at::GradMode::is_enabled() && grad.requires_grad()) return backward_any(grad, pass, stride);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad, pass, stride);
+}
+
 class StraightThrough : public torch::autograd::Function<StraightThrough> {
  public:
-  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& scale,
-                        const Tensor& zero_point, Axis axis, int64_t qmin, int64_t qmax) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& x,
+                                                const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
+                                                int64_t qmax, bool observe) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, mask] = fake_quantize_masked(x, scale, zero_point, axis, qmin, qmax);
-    context->save_for_backward({mask});
-    return y;
+    auto [y, pass, low, high] = call_fake_quantize(x, scale, zero_point, axis, qmin, qmax, true, observe);
+    context->save_for_backward({pass});
+    context->saved_data["stride"] = y.sym_strides();
+    context->mark_non_differentiable({low, high});
+    return {y, low, high};
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
-    const Tensor mask = context->get_saved_variables()[0];
-    return {at::where(mask, gradients[0], 0), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto stride = context->saved_data["stride"].toSymIntVector();
+    torch::autograd::variable_list result(7);
+    result[0] = call_backward(gradients[0], context->get_saved_variables()[0], stride);
+    return result;
   }
 };
 
-Tensor call(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin, int64_t qmax) {
-  return axis ? fake_quantize_per_channel(x, scale, zero_point, *axis, qmin, qmax)
-              : fake_quantize_per_tensor(x, scale, zero_point, qmin, qmax);
-}
-
-Tensor fake_quantize_autograd(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
-                              int64_t qmax) {
+std::tuple<Tensor, Tensor, Tensor> differentiable(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                                                  Axis axis, int64_t qmin, int64_t qmax, bool observe) {
   if (at::GradMode::is_enabled() && x.requires_grad()) {
-    return StraightThrough::apply(x, scale, zero_point, axis, qmin, qmax);
+    const auto result = StraightThrough::apply(x, scale, zero_point, axis, qmin, qmax, observe);
+    return {result[0], result[1], result[2]};
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(x, scale, zero_point, axis, qmin, qmax);
+  auto [y, pass, low, high] = call_fake_quantize(x, scale, zero_point, axis, qmin, qmax, false, observe);
+  return {y, low, high};
 }
 
-Tensor fake_quantize_autocast(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
-                              int64_t qmax) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
-  return call(at::autocast::cached_cast(at::kFloat, x, x.device().type()), scale, zero_point, axis, qmin, qmax);
+// The public ops. kAutocast: their kernels under autocast, where the result shall be float32 and x with it.
+template <bool kAutocast>
+Tensor input(const Tensor& x) {
+  return kAutocast ? at::autocast::cached_cast(at::kFloat, x, x.device().type()) : x;
 }
 
-// The two public schemas over one implementation.
-template <auto Implementation>
+template <bool kAutocast>
 Tensor per_tensor(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax) {
-  if constexpr (std::is_same_v<decltype(Implementation(x, scale, zero_point, Axis(), qmin, qmax)), Tensor>) {
-    return Implementation(x, scale, zero_point, std::nullopt, qmin, qmax);
-  } else {
-    return std::get<0>(Implementation(x, scale, zero_point, std::nullopt, qmin, qmax));
-  }
+  return std::get<0>(differentiable(input<kAutocast>(x), scale, zero_point, std::nullopt, qmin, qmax, false));
 }
 
-template <auto Implementation>
+template <bool kAutocast>
 Tensor per_channel(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis, int64_t qmin,
                    int64_t qmax) {
-  if constexpr (std::is_same_v<decltype(Implementation(x, scale, zero_point, Axis(), qmin, qmax)), Tensor>) {
-    return Implementation(x, scale, zero_point, axis, qmin, qmax);
-  } else {
-    return std::get<0>(Implementation(x, scale, zero_point, axis, qmin, qmax));
-  }
+  return std::get<0>(differentiable(input<kAutocast>(x), scale, zero_point, axis, qmin, qmax, false));
 }
 
-template <auto Implementation>
+template <bool kAutocast>
+std::tuple<Tensor, Tensor, Tensor> observing(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                                             int64_t qmin, int64_t qmax) {
+  return differentiable(input<kAutocast>(x), scale, zero_point, std::nullopt, qmin, qmax, true);
+}
+
+template <bool kAutocast>
 void implement(torch::Library& m) {
-  m.impl("fake_quantize_per_tensor", TORCH_FN(per_tensor<Implementation>));
-  m.impl("fake_quantize_per_channel", TORCH_FN(per_channel<Implementation>));
-}
-
-std::tuple<Tensor, Tensor, Tensor> observe_and_fake_quantize_composite(const Tensor& x, const Tensor& scale,
-                                                                       const Tensor& zero_point, int64_t qmin,
-                                                                       int64_t qmax) {
-  Tensor y = fake_quantize_per_tensor(x, scale, zero_point, qmin, qmax);
-  auto [low, high] = min_max(x);
-  return {y, low, high};
+  m.impl("fake_quantize_per_tensor", TORCH_FN(per_tensor<kAutocast>));
+  m.impl("fake_quantize_per_channel", TORCH_FN(per_channel<kAutocast>));
+  m.impl("observe_and_fake_quantize", TORCH_FN(observing<kAutocast>));
 }
 
 }  // namespace
@@ -200,34 +231,37 @@ std::tuple<Tensor, Tensor, Tensor> observe_and_fake_quantize(const Tensor& x, co
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def("fake_quantize_per_tensor(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> Tensor");
   m.def("fake_quantize_per_channel(Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, int qmax) -> Tensor");
-  m.def("_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax) -> (Tensor, Tensor)");
   m.def(
       "observe_and_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor y, Tensor "
-      "min, Tensor max)",
-      TORCH_FN(observe_and_fake_quantize_composite));
+      "min, Tensor max)");
+  m.def(
+      "_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax, bool keep_pass, bool "
+      "observe) -> (Tensor y, Tensor pass_bits, Tensor min, Tensor max)");
+  m.def("_fake_quantize_backward(Tensor grad, Tensor pass_bits, SymInt[] stride) -> Tensor");
 }
 
+TORCH_LIBRARY_IMPL(octet, CompositeImplicitAutograd, m) { implement<false>(m); }
+TORCH_LIBRARY_IMPL(octet, AutocastCPU, m) { implement<true>(m); }
+TORCH_LIBRARY_IMPL(octet, Autocast, m) { implement<true>(m); }
+
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
-  implement<fake_quantize_cpu<false>>(m);
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_cpu<true>));
+  m.impl("_fake_quantize", TORCH_FN(fake_quantize_cpu));
+  m.impl("_fake_quantize_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
-  implement<fake_quantize_meta<false>>(m);
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_meta<true>));
+  m.impl("_fake_quantize", TORCH_FN(fake_quantize_meta));
+  m.impl("_fake_quantize_backward", TORCH_FN(backward_meta));
 }
 
 TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) {
-  implement<fake_quantize_any<false>>(m);
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_any<true>));
+  m.impl("_fake_quantize", TORCH_FN(fake_quantize_any));
+  m.impl("_fake_quantize_backward", TORCH_FN(backward_any));
 }
 
 TORCH_LIBRARY_IMPL(octet, Autograd, m) {
-  implement<fake_quantize_autograd>(m);
-  m.impl("_fake_quantize", TORCH_FN(detail::NonDifferentiable<fake_quantize_masked>::call));
+  m.impl("_fake_quantize", TORCH_FN(detail::NonDifferentiable<call_fake_quantize>::call));
+  m.impl("_fake_quantize_backward", TORCH_FN(backward_autograd));
 }
-
-TORCH_LIBRARY_IMPL(octet, AutocastCPU, m) { implement<fake_quantize_autocast>(m); }
-TORCH_LIBRARY_IMPL(octet, Autocast, m) { implement<fake_quantize_autocast>(m); }
 
 }  // namespace octet

@@ -12,8 +12,10 @@
 #include <limits>
 
 #include "octet/core/observer.h"
+#include "octet/ops/channel_layout.h"
 #include "octet/ops/common.h"
 #include "octet/ops/observer_name.h"
+#include "octet/ops/parallel.h"
 
 namespace octet {
 
@@ -29,6 +31,20 @@ Pair empty_ranges(at::IntArrayRef shape, const Tensor& like) {
   return {at::full(shape, kInfinity, options), at::full(shape, -kInfinity, options)};
 }
 
+Pair ranges_of(const Tensor& x, std::optional<int64_t> axis) {
+  const Tensor input = detail::dense_float(x);
+  const auto shape = axis ? std::vector<int64_t>{x.size(*axis)} : std::vector<int64_t>{};
+  Tensor low = at::empty(shape, input.options()), high = at::empty(shape, input.options());
+  kernels::min_max(input.const_data_ptr<float>(), detail::channel_layout(input, axis), low.mutable_data_ptr<float>(),
+                   high.mutable_data_ptr<float>(), detail::torch_parallel);
+  return {low, high};
+}
+
+Pair min_max_cpu(const Tensor& x) {
+  detail::check_floating("min_max", "x", x);
+  return ranges_of(x, std::nullopt);
+}
+
 Pair min_max_any(const Tensor& x) {
   detail::check_floating("min_max", "x", x);
   if (x.numel() == 0) return empty_ranges({}, x);
@@ -40,6 +56,11 @@ Pair min_max_meta(const Tensor& x) {
   detail::check_floating("min_max", "x", x);
   const auto options = x.options().dtype(at::kFloat);
   return {at::empty({}, options), at::empty({}, options)};
+}
+
+Pair min_max_per_channel_cpu(const Tensor& x, int64_t axis) {
+  detail::check_floating("min_max_per_channel", "x", x);
+  return ranges_of(x, detail::check_axis("min_max_per_channel", x, axis));
 }
 
 Pair min_max_per_channel_any(const Tensor& x, int64_t axis) {
@@ -188,6 +209,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
+  m.impl("min_max", TORCH_FN(min_max_cpu));
+  m.impl("min_max_per_channel", TORCH_FN(min_max_per_channel_cpu));
   m.impl("update_range_", TORCH_FN(update_range_cpu));
   m.impl("calculate_qparams", TORCH_FN(calculate_qparams_cpu));
 }

@@ -1,9 +1,10 @@
 #include "octet/ops/quantize.h"
 
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "octet/ops/channel_layout.h"
 #include "octet/ops/common.h"
+#include "octet/ops/parallel.h"
 
 namespace octet {
 
@@ -40,42 +41,19 @@ Axis check_dequantize(const Tensor& q, const Tensor& scale, const Tensor& zero_p
   return check_grids(dequantize_name(axis), q, scale, zero_point, axis);
 }
 
-// Calls run(begin, end, grid) for stretches of a dense tensor that lie on one grid.
-template <class Run>
-void for_each_run(const char* op, const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis,
-                  int64_t qmin, int64_t qmax, Run run) {
-  if (!axis) {
-    const Grid grid = detail::read_grid(op, scale, zero_point, qmin, qmax);
-    at::parallel_for(0, x.numel(), detail::kGrain, [&](int64_t begin, int64_t end) { run(begin, end, grid); });
-    return;
-  }
-  if (x.numel() == 0) return;
-  const detail::ChannelLayout layout(x, *axis);
-  const Tensor scales = scale.contiguous(), zeros = zero_point.contiguous();
-  const float* s = scales.const_data_ptr<float>();
-  const int32_t* z = zeros.const_data_ptr<int32_t>();
-  for (int64_t c = 0; c < layout.channels; ++c) detail::check_zero_point(op, z[c], qmin, qmax);
-  at::parallel_for(0, x.numel() / layout.inner, detail::kGrain / layout.inner + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = i % layout.channels;
-      const Grid grid{s[c], z[c], static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
-      run(i * layout.inner, (i + 1) * layout.inner, grid);
-    }
-  });
+template <class Code>
+void quantize_dense(const Tensor& x, Axis axis, const detail::GridArrays& arrays, const Tensor& q) {
+  kernels::quantize(x.const_data_ptr<float>(), detail::channel_layout(x, axis), arrays.grids(),
+                    q.mutable_data_ptr<Code>(), detail::torch_parallel);
 }
 
 Tensor quantize_cpu(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
                     int64_t qmax, at::ScalarType dtype) {
   axis = check_quantize(x, scale, zero_point, axis, qmin, qmax, dtype);
+  const detail::GridArrays arrays(quantize_name(axis), scale, zero_point, qmin, qmax);
   const Tensor input = detail::dense_float(x);
-  const float* from = input.const_data_ptr<float>();
   Tensor q = at::empty_like(input, dtype);
-  // The low byte of a code is the same in both types.
-  auto* to = static_cast<uint8_t*>(q.mutable_data_ptr());
-  for_each_run(quantize_name(axis), input, scale, zero_point, axis, qmin, qmax,
-               [&](int64_t begin, int64_t end, const Grid& grid) {
-                 for (int64_t i = begin; i < end; ++i) to[i] = static_cast<uint8_t>(quantize(from[i], grid));
-               });
+  dtype == at::kByte ? quantize_dense<uint8_t>(input, axis, arrays, q) : quantize_dense<int8_t>(input, axis, arrays, q);
   return q;
 }
 
@@ -100,22 +78,19 @@ Tensor quantize_any(const Tensor& x, const Tensor& scale, const Tensor& zero_poi
 }
 
 template <class Code>
-Tensor dequantize_dense(const Tensor& q, const Tensor& scale, const Tensor& zero_point, Axis axis) {
-  Tensor y = at::empty_like(q, at::kFloat);
-  const Code* from = q.const_data_ptr<Code>();
-  auto* to = y.mutable_data_ptr<float>();
-  for_each_run(dequantize_name(axis), q, scale, zero_point, axis, -128, 255,
-               [&](int64_t begin, int64_t end, const Grid& grid) {
-                 for (int64_t i = begin; i < end; ++i) to[i] = dequantize(from[i], grid);
-               });
-  return y;
+void dequantize_dense(const Tensor& q, Axis axis, const detail::GridArrays& arrays, const Tensor& y) {
+  kernels::dequantize(q.const_data_ptr<Code>(), detail::channel_layout(q, axis), arrays.grids(),
+                      y.mutable_data_ptr<float>(), detail::torch_parallel);
 }
 
 Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, const Tensor& zero_point, Axis axis) {
   axis = check_dequantize(q, scale, zero_point, axis);
+  const detail::GridArrays arrays(dequantize_name(axis), scale, zero_point, -128, 255);
   const Tensor codes = detail::dense(q);
-  return q.scalar_type() == at::kByte ? dequantize_dense<uint8_t>(codes, scale, zero_point, axis)
-                                      : dequantize_dense<int8_t>(codes, scale, zero_point, axis);
+  Tensor y = at::empty_like(codes, at::kFloat);
+  q.scalar_type() == at::kByte ? dequantize_dense<uint8_t>(codes, axis, arrays, y)
+                               : dequantize_dense<int8_t>(codes, axis, arrays, y);
+  return y;
 }
 
 Tensor dequantize_meta(const Tensor& q, const Tensor& scale, const Tensor& zero_point, Axis axis) {
