@@ -522,6 +522,7 @@ def conv_block(
     fake_quantize: bool,
     batch_stats: bool,
     observe: bool,
+    low_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward of a convolution block: convolution, batch norm, activation and the output's grid.
 
@@ -535,6 +536,9 @@ def conv_block(
       output.
     - True without batch_stats: the bits of the INT8 model, with the gradient of the float composition (straight
       through).
+
+    With batch_stats and fake_quantize x must lie on the input grid, as its producer's fake quantization leaves it:
+    backward keeps its codes. low_memory: backward computes the convolution again instead of keeping its output.
 
     >>> grid = (torch.tensor(0.01), torch.tensor(128, dtype=torch.int32), 0, 255)
     >>> x, weight = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 1, 1), -1.0)
@@ -570,6 +574,7 @@ def conv_block(
         fake_quantize,
         batch_stats,
         observe,
+        low_memory,
     )
 
 

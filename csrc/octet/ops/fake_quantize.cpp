@@ -26,7 +26,7 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // y, pass bits, min
 
 namespace {
 
-// The three public ops are one internal op, octet::_fake_quantize, and its gradient. keep_pass: the pass bits are wanted, one
+// The three public ops are one internal op, octet::_fake_quantize_forward, and its gradient. keep_pass: the pass bits are wanted, one
 // per element in y's order of memory, bit i % 8 of byte i / 8 (else an empty tensor); they are all that backward needs, so
 // neither x nor the grid, whose buffers change between forward and backward, is kept. observe: min and max of x are wanted
 // (else the empty range).
@@ -112,7 +112,7 @@ Result fake_quantize_any(const Tensor& raw, const Tensor& scale, const Tensor& z
 
 Result call_fake_quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
                      int64_t qmax, bool keep_pass, bool observe) {
-  static const auto op = detail::find_op<decltype(fake_quantize_cpu)>("_fake_quantize");
+  static const auto op = detail::find_op<decltype(fake_quantize_cpu)>("_fake_quantize_forward");
   return op.call(x, scale, zero_point, axis, qmin, qmax, keep_pass, observe);
 }
 
@@ -235,7 +235,7 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "observe_and_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor y, Tensor "
       "min, Tensor max)");
   m.def(
-      "_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax, bool keep_pass, bool "
+      "_fake_quantize_forward(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax, bool keep_pass, bool "
       "observe) -> (Tensor y, Tensor pass_bits, Tensor min, Tensor max)");
   m.def("_fake_quantize_backward(Tensor grad, Tensor pass_bits, SymInt[] stride) -> Tensor");
 }
@@ -245,22 +245,22 @@ TORCH_LIBRARY_IMPL(octet, AutocastCPU, m) { implement<true>(m); }
 TORCH_LIBRARY_IMPL(octet, Autocast, m) { implement<true>(m); }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_cpu));
+  m.impl("_fake_quantize_forward", TORCH_FN(fake_quantize_cpu));
   m.impl("_fake_quantize_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_meta));
+  m.impl("_fake_quantize_forward", TORCH_FN(fake_quantize_meta));
   m.impl("_fake_quantize_backward", TORCH_FN(backward_meta));
 }
 
 TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) {
-  m.impl("_fake_quantize", TORCH_FN(fake_quantize_any));
+  m.impl("_fake_quantize_forward", TORCH_FN(fake_quantize_any));
   m.impl("_fake_quantize_backward", TORCH_FN(backward_any));
 }
 
 TORCH_LIBRARY_IMPL(octet, Autograd, m) {
-  m.impl("_fake_quantize", TORCH_FN(detail::NonDifferentiable<call_fake_quantize>::call));
+  m.impl("_fake_quantize_forward", TORCH_FN(detail::NonDifferentiable<call_fake_quantize>::call));
   m.impl("_fake_quantize_backward", TORCH_FN(backward_autograd));
 }
 
