@@ -338,6 +338,12 @@ TEST(Blocks, ErrorsNameTheBlock) {
   fresh->forward(at::rand({2, 4}));
   fresh->linear->bias.set_data(at::full({2}, std::numeric_limits<float>::quiet_NaN()));
   EXPECT_ERROR(fresh->to_int8(), "convert: head: linear.bias must be finite (got NaN or inf)");
+  ConvBn2d diverged(torch::nn::Conv2dOptions(4, 4, 1), BlockOptions{.input = grid(-1, 1), .label = "stem"});
+  diverged->forward(at::rand({2, 4, 3, 3}));
+  diverged->bn->running_var.fill_(std::numeric_limits<float>::infinity());
+  EXPECT_ERROR(diverged->to_int8(), "convert: stem: bn.running_var must be finite (got NaN or inf)");
+  EXPECT_ERROR(AvgPool2d(torch::nn::AvgPool2dOptions(2), BlockOptions{.activation = Activation::kRelu, .label = "pool"}),
+               "pool: takes no activation");
 }
 
 }  // namespace

@@ -2,12 +2,13 @@
 // buffers. Nothing is compiled or searched for; each step calls the kernel that the operator alone would call.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -59,8 +60,12 @@ enum class Opcode : int64_t {
   kBatchNorm = 13,
 };
 
-// Packed weights, by position in Program::weights; shared by the plans of a network.
-using PackedWeights = std::unordered_map<int64_t, std::shared_ptr<const PackedConv>>;
+// What weights were packed for: their position in Program::weights, then the shape without batch and sizes. Two
+// convolutions may read the same weights in different shapes.
+using PackedKey = std::array<int64_t, 13>;
+
+// Packed weights; shared by the plans of a network.
+using PackedWeights = std::map<PackedKey, std::shared_ptr<const PackedConv>>;
 
 // The steps of a program for given input types, each value's place in memory decided. Immutable.
 class Plan {

@@ -1,5 +1,6 @@
 #include "octet/kernels/network_builder.h"
 
+#include <tuple>
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -136,7 +137,9 @@ const int8_t* NetworkBuilder::weights(int64_t at, int64_t count) const {
 
 const PackedConv& NetworkBuilder::packed(int64_t at, const ConvShape& shape) {
   const int8_t* codes = weights(at, shape.out_channels * shape.in_per_group() * shape.taps());
-  auto& entry = packed_[at];
+  const auto& [k, s, d] = std::tie(shape.kernel, shape.stride, shape.dilation);
+  auto& entry = packed_[{at, shape.out_channels, shape.in_channels, shape.groups, k[0], k[1], k[2], s[0], s[1], s[2],
+                         d[0], d[1], d[2]}];
   if (!entry) entry = std::make_shared<const PackedConv>(codes, shape);
   return *entry;
 }

@@ -1,5 +1,6 @@
 #include "octet/nn/block.h"
 
+#include <string>
 #include <utility>
 
 #include "octet/ops/blocks.h"
@@ -46,9 +47,14 @@ void BlockImpl::check_ready() const {
     input->check_ready();
   }
   output->check_ready();
-  for (const auto& parameter : named_parameters()) {
-    TORCH_CHECK(parameter.value().isfinite().all().item<bool>(), "convert: ", output->label, ": ", parameter.key(),
+  const auto check_finite = [&](const std::string& key, const at::Tensor& value) {
+    TORCH_CHECK(value.isfinite().all().item<bool>(), "convert: ", output->label, ": ", key,
                 " must be finite (got NaN or inf)");
+  };
+  for (const auto& parameter : named_parameters()) check_finite(parameter.key(), parameter.value());
+  for (const auto& buffer : named_buffers()) {
+    // An idle grid's pending range is infinite by right; the grids' own checks are above.
+    if (buffer.key().find("running_") != std::string::npos) check_finite(buffer.key(), buffer.value());
   }
 }
 

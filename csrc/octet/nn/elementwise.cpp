@@ -47,7 +47,9 @@ at::Tensor ReLU6Impl::forward(const at::Tensor& x) {
 torch::nn::AnyModule ReLU6Impl::to_int8() const { return torch::nn::AnyModule(int8::Clamp(bounds())); }
 
 AvgPoolBlockImpl::AvgPoolBlockImpl(std::string name, int8::PoolGeometry geometry, const BlockOptions& options)
-    : BlockImpl(std::move(name), options, Activation::kIdentity), input(options.input), geometry(std::move(geometry)) {}
+    : BlockImpl(std::move(name), options, Activation::kIdentity), input(options.input), geometry(std::move(geometry)) {
+  TORCH_CHECK(activation == Activation::kIdentity, this->name(), " ", options.label, ": takes no activation");
+}
 
 at::Tensor AvgPoolBlockImpl::forward(const at::Tensor& x) {
   const GridArguments in = grid_of(input), out = output->grid();
