@@ -90,6 +90,8 @@ class _Conv(_WeightBlock):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         args = (x, conv.weight, conv.bias, *self._norm(), *int8.geometry(conv), *self._args())
+        if self.active and self.batch_stats:  # the op itself knows how to keep less
+            return self._finish(ops.conv_block(*args, self.low_memory), channels_last=False)
         return self._finish(self._run(ops.conv_block, *args), channels_last=False)
 
     def to_int8(self) -> nn.Module:
