@@ -6,7 +6,7 @@ from ._load import get_cmake_dir, get_include, load_library
 
 load_library()
 
-from . import errors, export, nn, ops  # noqa: E402
+from . import cpu, errors, export, nn, ops  # noqa: E402
 from .calibrate import calibrate  # noqa: E402
 from .convert import Int8Model, convert  # noqa: E402
 from .io import load, save  # noqa: E402
@@ -28,6 +28,7 @@ __all__ = [
     "Spec",
     "calibrate",
     "convert",
+    "cpu",
     "errors",
     "export",
     "get_cmake_dir",
