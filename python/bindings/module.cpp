@@ -2,11 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "octet/core/requantize.h"
+
 namespace octet {
 void bind_cpu(pybind11::module_& m);
 }  // namespace octet
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
+  m.attr("accumulator_limit") = octet::kAccumulatorLimit;
   octet::bind_cpu(m);
 }

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
+from . import _C
 from .capture import ModuleGraph, capture
 from .errors import PrepareError, StateDictError
 from .fuse import Island, Operator, Role, Tied, fuse
@@ -20,8 +21,6 @@ from .spec import Recipe, Spec
 
 ROOT = "octet"
 """The child that holds the blocks and grids of a prepared model."""
-
-_ACCUMULATOR_LIMIT = 2**30 - 2**21  # rule 5; octet/core/requantize.h says why
 
 
 @dataclass
@@ -80,7 +79,8 @@ def prepare(
         model: any module that `octet.capture.capture` takes.
         args, kwargs, dynamic_shapes: the example call, as for `capture`. The batch size stays free.
         recipe: bits, observers, and what stays float.
-        low_memory: keep only the inputs of each block for the backward pass and compute the rest again.
+        low_memory: keep only what a block takes in (convolutions: its codes, and one bit per element of the output) for
+            the backward pass and compute the rest again.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -245,9 +245,9 @@ class _Builder:
         grid = inputs[0]
         largest = grid.qmax - (2 ** (grid.bits - 1) if grid.symmetric else grid.qmin)
         total = role.taps * largest * (2 ** (weights.bits - 1) - 1)
-        if total >= _ACCUMULATOR_LIMIT:
+        if total >= _C.accumulator_limit:  # rule 5
             raise PrepareError(
-                f"prepare: {role.name}: products per output * largest codes must be below {_ACCUMULATOR_LIMIT} "
+                f"prepare: {role.name}: products per output * largest codes must be below {_C.accumulator_limit} "
                 f"(got {role.taps} products, {total}); use fewer bits there or octet.Float"
             )
 
