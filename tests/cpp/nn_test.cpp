@@ -342,8 +342,9 @@ TEST(Blocks, ErrorsNameTheBlock) {
   diverged->forward(at::rand({2, 4, 3, 3}));
   diverged->bn->running_var.fill_(std::numeric_limits<float>::infinity());
   EXPECT_ERROR(diverged->to_int8(), "convert: stem: bn.running_var must be finite (got NaN or inf)");
-  EXPECT_ERROR(AvgPool2d(torch::nn::AvgPool2dOptions(2), BlockOptions{.activation = Activation::kRelu, .label = "pool"}),
-               "pool: takes no activation");
+  EXPECT_ERROR(
+      AvgPool2d(torch::nn::AvgPool2dOptions(2), BlockOptions{.activation = Activation::kRelu, .label = "pool"}),
+      "pool: takes no activation");
 }
 
 }  // namespace

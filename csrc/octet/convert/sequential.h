@@ -33,7 +33,8 @@ torch::nn::Sequential convert(const torch::nn::Sequential& qat);
 struct Mode {
   std::optional<bool> observe = std::nullopt;        // ranges follow the data
   std::optional<bool> fake_quantize = std::nullopt;  // off: the model is its float original
-  std::optional<bool> freeze_bn = std::nullopt;      // batch norm inside blocks keeps its running statistics in training too
+  std::optional<bool> freeze_bn =
+      std::nullopt;  // batch norm inside blocks keeps its running statistics in training too
 };
 void set_mode(torch::nn::Module& model, const Mode& mode);
 

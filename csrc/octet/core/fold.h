@@ -57,7 +57,8 @@ inline int32_t fold_weight(float weight, const Grid& grid, double gain, const Fo
   }
   const double steps = round_even(static_cast<double>(weight) * gain / channel.weight_scale);
   if (std::isnan(steps)) return 0;
-  return static_cast<int32_t>(std::min(std::max(steps, static_cast<double>(grid.qmin)), static_cast<double>(grid.qmax)));
+  return static_cast<int32_t>(
+      std::min(std::max(steps, static_cast<double>(grid.qmin)), static_cast<double>(grid.qmax)));
 }
 
 }  // namespace octet

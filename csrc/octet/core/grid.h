@@ -33,15 +33,13 @@ struct Range {
   bool finite() const { return std::isfinite(min) && std::isfinite(max); }
 };
 
-// The scale of a degenerate range (all zeros). Small enough never to coarsen real data, large enough that products of two
-// scales are normal floats. The upper bound keeps scale * 255 finite.
+// The scale of a degenerate range (all zeros). Small enough never to coarsen real data, large enough that products of
+// two scales are normal floats. The upper bound keeps scale * 255 finite.
 inline constexpr float kSmallestScale = 0x1p-40f;
 inline constexpr float kLargestScale = 0x1p119f;
 
 // Unsigned activation codes of `bits` bits, 2 <= bits <= 8. Symmetric: [1, 2^bits - 1] around 2^(bits - 1).
-constexpr GridSpec activation_spec(int bits, bool symmetric) {
-  return {symmetric ? 1 : 0, (1 << bits) - 1, symmetric};
-}
+constexpr GridSpec activation_spec(int bits, bool symmetric) { return {symmetric ? 1 : 0, (1 << bits) - 1, symmetric}; }
 
 // Signed symmetric weight codes of `bits` bits, 2 <= bits <= 8, narrow range: never -2^(bits - 1).
 constexpr GridSpec weight_spec(int bits) { return {-((1 << (bits - 1)) - 1), (1 << (bits - 1)) - 1, true}; }
@@ -79,9 +77,7 @@ inline int32_t quantize(float x, const Grid& grid) {
   return round_and_clamp(steps, grid.zero_point, grid.qmin, grid.qmax);
 }
 
-inline float dequantize(int32_t q, const Grid& grid) {
-  return grid.scale * static_cast<float>(q - grid.zero_point);
-}
+inline float dequantize(int32_t q, const Grid& grid) { return grid.scale * static_cast<float>(q - grid.zero_point); }
 
 // Rule 2. NaN passes, so that a diverged run shows.
 inline float fake_quantize(float x, const Grid& grid) {

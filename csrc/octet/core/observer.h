@@ -10,8 +10,9 @@ namespace octet {
 
 enum class Observer { kMinMax, kMovingAverage };
 
-// A batch with NaN or infinities (or nothing in it) leaves the state alone: one diverged step must not poison the range.
-// The moving average starts at the first batch and is state + averaging_constant * (batch - state), each operation rounded.
+// A batch with NaN or infinities (or nothing in it) leaves the state alone: one diverged step must not poison the
+// range. The moving average starts at the first batch and is state + averaging_constant * (batch - state), each
+// operation rounded.
 inline Range update_range(Range state, Range batch, Observer observer, float averaging_constant) {
   if (batch.empty() || !batch.finite()) return state;
   if (state.empty()) return batch;

@@ -41,8 +41,8 @@ inline int32_t add_codes(int32_t a, float ratio_a, int32_t b, float ratio_b, int
   return round_and_clamp(scaled_a + scaled_b, zero_point, bounds.lo, bounds.hi);
 }
 
-// Rule 5: the largest |acc| an operator over `taps` products may reach without its bias. float32 requantization and int32
-// accumulation both need it below the limit; prepare refuses operators that exceed it.
+// Rule 5: the largest |acc| an operator over `taps` products may reach without its bias. float32 requantization and
+// int32 accumulation both need it below the limit; prepare refuses operators that exceed it.
 inline constexpr int64_t kAccumulatorLimit = (int64_t{1} << 30) - (int64_t{1} << 21);
 inline constexpr int32_t kBiasLimit = 1 << 30;
 

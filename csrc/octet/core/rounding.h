@@ -13,8 +13,8 @@ namespace octet {
 inline float round_even(float x) { return std::nearbyint(x); }
 inline double round_even(double x) { return std::nearbyint(x); }
 
-// clamp(rne(x) + zero_point, lo, hi) for any finite or infinite x. Clamping first, between integers, gives the same result and
-// keeps the conversion to int defined. x must not be NaN.
+// clamp(rne(x) + zero_point, lo, hi) for any finite or infinite x. Clamping first, between integers, gives the same
+// result and keeps the conversion to int defined. x must not be NaN.
 inline int32_t round_and_clamp(float x, int32_t zero_point, int32_t lo, int32_t hi) {
   const float low = static_cast<float>(lo - zero_point);
   const float high = static_cast<float>(hi - zero_point);

@@ -11,7 +11,8 @@
 
 namespace octet {
 
-// What ties the grids of a model. A class is a set of tensors on one grid (rule 9a); the caller has merged them already.
+// What ties the grids of a model. A class is a set of tensors on one grid (rule 9a); the caller has merged them
+// already.
 struct GridProblem {
   // Rule 9c: out = a * b or a matmul b, classes by index, in topological order. `out` is in no component.
   struct Product {
@@ -54,7 +55,8 @@ inline void set_scale(SolvedGrid& solved, float scale, Range range, const GridSp
 
 }  // namespace detail
 
-// ranges: one per class, empty where nothing was observed yet (those keep scale 1 and tie nothing). All others must be finite.
+// ranges: one per class, empty where nothing was observed yet (those keep scale 1 and tie nothing). All others must be
+// finite.
 inline std::vector<SolvedGrid> solve_grids(const GridProblem& problem, const std::vector<Range>& ranges) {
   const size_t count = problem.specs.size();
   std::vector<SolvedGrid> solved(count);

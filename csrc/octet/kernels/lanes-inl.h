@@ -1,5 +1,5 @@
-// Sixteen float32 lanes, the same arithmetic on every instruction set: a kernel body written with them gives the same bits
-// everywhere, in sums too. Included once per ISA inside OCTET_ISA_NAMESPACE; needs -ffp-contract=off.
+// Sixteen float32 lanes, the same arithmetic on every instruction set: a kernel body written with them gives the same
+// bits everywhere, in sums too. Included once per ISA inside OCTET_ISA_NAMESPACE; needs -ffp-contract=off.
 #pragma once
 
 #include <cstdint>
@@ -50,11 +50,11 @@ inline void store(float* p, const Lanes& v) {
   for (int i = 0; i < kParts; ++i) std::memcpy(p + i * kPart, &v.part[i], sizeof(FloatPart));
 }
 
-#define OCTET_LANES_OPERATOR(op)                                          \
-  inline Lanes operator op(const Lanes& a, const Lanes& b) {              \
-    Lanes r;                                                              \
-    for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] op b.part[i];  \
-    return r;                                                             \
+#define OCTET_LANES_OPERATOR(op)                                         \
+  inline Lanes operator op(const Lanes& a, const Lanes& b) {             \
+    Lanes r;                                                             \
+    for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] op b.part[i]; \
+    return r;                                                            \
   }
 OCTET_LANES_OPERATOR(+)
 OCTET_LANES_OPERATOR(-)
@@ -62,11 +62,11 @@ OCTET_LANES_OPERATOR(*)
 OCTET_LANES_OPERATOR(/)
 #undef OCTET_LANES_OPERATOR
 
-#define OCTET_LANES_COMPARISON(op)                                          \
-  inline Mask operator op(const Lanes& a, const Lanes& b) {                 \
-    Mask r;                                                                 \
-    for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] op b.part[i];    \
-    return r;                                                               \
+#define OCTET_LANES_COMPARISON(op)                                       \
+  inline Mask operator op(const Lanes& a, const Lanes& b) {              \
+    Mask r;                                                              \
+    for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] op b.part[i]; \
+    return r;                                                            \
   }
 OCTET_LANES_COMPARISON(<)
 OCTET_LANES_COMPARISON(<=)

@@ -21,7 +21,8 @@ struct Header {
 Header read_header(WordReader& words) {
   const int64_t version = words.next();
   if (version != kProgramVersion) {
-    refuse("the program's version must be " + std::to_string(kProgramVersion) + " (got " + std::to_string(version) + ")");
+    refuse("the program's version must be " + std::to_string(kProgramVersion) + " (got " + std::to_string(version) +
+           ")");
   }
   Header header;
   header.inputs = words.next();
@@ -53,7 +54,8 @@ Plan::Plan(const Program& program, std::span<const TensorType> inputs, PackedWei
   WordReader words(program.words);
   const Header header = read_header(words);
   if (header.inputs != static_cast<int64_t>(inputs.size())) {
-    refuse("the network takes " + std::to_string(header.inputs) + " inputs (got " + std::to_string(inputs.size()) + ")");
+    refuse("the network takes " + std::to_string(header.inputs) + " inputs (got " + std::to_string(inputs.size()) +
+           ")");
   }
   auto impl = std::make_unique<Impl>();
   NetworkBuilder builder(program, packed);
@@ -102,8 +104,8 @@ Network::Network(const Program& program) : program_(program) {
 
 std::shared_ptr<const Plan> Network::plan(std::span<const TensorType> inputs) {
   const std::scoped_lock lock(mutex_);
-  const auto found =
-      std::find_if(plans_.rbegin(), plans_.rend(), [&](const auto& plan) { return std::ranges::equal(plan.first, inputs); });
+  const auto found = std::find_if(plans_.rbegin(), plans_.rend(),
+                                  [&](const auto& plan) { return std::ranges::equal(plan.first, inputs); });
   if (found != plans_.rend()) return found->second;
   auto made = std::make_shared<const Plan>(program_, inputs, packed_);
   if (plans_.size() == kRememberedPlans) plans_.erase(plans_.begin());
@@ -113,12 +115,13 @@ std::shared_ptr<const Plan> Network::plan(std::span<const TensorType> inputs) {
 
 void Network::Free::operator()(std::byte* memory) const { std::free(memory); }
 
-// The smallest free arena that is large enough. Those that are too small are given up, so that memory stays at what the largest
-// calls at one time need.
+// The smallest free arena that is large enough. Those that are too small are given up, so that memory stays at what the
+// largest calls at one time need.
 Network::Arena Network::take_arena(size_t bytes) {
   {
     const std::scoped_lock lock(mutex_);
-    const auto found = std::find_if(arenas_.begin(), arenas_.end(), [&](const Arena& arena) { return arena.bytes >= bytes; });
+    const auto found =
+        std::find_if(arenas_.begin(), arenas_.end(), [&](const Arena& arena) { return arena.bytes >= bytes; });
     if (found != arenas_.end()) {
       Arena arena = std::move(*found);
       arenas_.erase(found);

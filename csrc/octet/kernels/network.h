@@ -1,5 +1,5 @@
-// A whole INT8 network, or the part of one between two float islands, as one call: a straight list of steps over planned
-// buffers. Nothing is compiled or searched for; each step calls the kernel that the operator alone would call.
+// A whole INT8 network, or the part of one between two float islands, as one call: a straight list of steps over
+// planned buffers. Nothing is compiled or searched for; each step calls the kernel that the operator alone would call.
 #pragma once
 
 #include <array>
@@ -31,10 +31,11 @@ struct TensorType {
 };
 
 // What the file holds. program: int64 words
-//   [kProgramVersion, inputs, outputs, value of each output..., steps, step...], a step being [opcode, words, argument...].
-// Values are numbered: the inputs first, then one for each step. Arguments named *_at are positions in `numbers` (floats),
-// `weights` (weight codes and tables) or `biases`. Spatial arguments are triples (depth, height, width), missing dimensions in
-// front. The steps and their arguments, in order, stand beside each reader in network_steps.cpp.
+//   [kProgramVersion, inputs, outputs, value of each output..., steps, step...], a step being [opcode, words,
+//   argument...].
+// Values are numbered: the inputs first, then one for each step. Arguments named *_at are positions in `numbers`
+// (floats), `weights` (weight codes and tables) or `biases`. Spatial arguments are triples (depth, height, width),
+// missing dimensions in front. The steps and their arguments, in order, stand beside each reader in network_steps.cpp.
 struct Program {
   std::span<const int64_t> words;
   std::span<const int8_t> weights;
@@ -77,9 +78,10 @@ class Plan {
   std::span<const TensorType> outputs() const;
   size_t arena_bytes() const;
 
-  // Pointers in the order of the program, dense. arena: arena_bytes() bytes aligned to kArenaAlignment, not shared with a
-  // concurrent run. The program's arrays must still be there.
-  void run(std::span<const void* const> inputs, std::span<void* const> outputs, std::byte* arena, ParallelFor parallel) const;
+  // Pointers in the order of the program, dense. arena: arena_bytes() bytes aligned to kArenaAlignment, not shared with
+  // a concurrent run. The program's arrays must still be there.
+  void run(std::span<const void* const> inputs, std::span<void* const> outputs, std::byte* arena,
+           ParallelFor parallel) const;
 
  private:
   struct Impl;
@@ -88,8 +90,8 @@ class Plan {
 
 inline constexpr size_t kArenaAlignment = 64;
 
-// A program with what is remembered between calls: packed weights, plans by input types, arenas. Safe to call from several
-// threads. The program's arrays must outlive it and not change.
+// A program with what is remembered between calls: packed weights, plans by input types, arenas. Safe to call from
+// several threads. The program's arrays must outlive it and not change.
 class Network {
  public:
   // Throws std::invalid_argument when the words are not a program.
@@ -114,7 +116,7 @@ class Network {
   std::mutex mutex_;  // of everything below
   PackedWeights packed_;
   std::vector<std::pair<std::vector<TensorType>, std::shared_ptr<const Plan>>> plans_;  // latest last
-  std::vector<Arena> arenas_;                                                          // those not in use
+  std::vector<Arena> arenas_;                                                           // those not in use
 };
 
 }  // namespace octet::kernels

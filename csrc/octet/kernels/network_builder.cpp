@@ -1,9 +1,9 @@
 #include "octet/kernels/network_builder.h"
 
-#include <tuple>
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "octet/kernels/relayout.h"
 
@@ -15,8 +15,8 @@ template <class T>
 const T* slice(std::span<const T> array, int64_t at, int64_t count, const char* name) {
   const auto size = static_cast<int64_t>(array.size());
   if (at < 0 || count < 0 || at > size || count > size - at) {
-    refuse(std::string("the program reads ") + name + " [" + std::to_string(at) + ", +" + std::to_string(count) + ") of " +
-           std::to_string(size));
+    refuse(std::string("the program reads ") + name + " [" + std::to_string(at) + ", +" + std::to_string(count) +
+           ") of " + std::to_string(size));
   }
   return array.data() + at;
 }

@@ -47,7 +47,7 @@ struct Buffer {
   size_t bytes = 0;
   int born = 0;
   int dies = 0;
-  size_t offset = 0;     // in the arena
+  size_t offset = 0;      // in the arena
   bool external = false;  // an input or output of the call
 };
 
@@ -58,14 +58,16 @@ class NetworkBuilder {
   void add_input(const TensorType& type);
   void add_step(WordReader& words);
 
-  // Reading values. codes() refuses floats; in_order() gives the value in the wanted memory order, moving it if need be.
+  // Reading values. codes() refuses floats; in_order() gives the value in the wanted memory order, moving it if need
+  // be.
   const Value& value(int64_t index) const;
   const Value& codes(int64_t index) const;
   Value in_order(const Value& value, bool channels_last);
   // All on one memory order: channels last if any of them is.
   std::vector<Value> in_common_order(std::vector<Value> values);
 
-  // A step that reads `operands` and writes a new value of `type`, whose buffer `make` is told; nothing runs on empty tensors.
+  // A step that reads `operands` and writes a new value of `type`, whose buffer `make` is told; nothing runs on empty
+  // tensors.
   template <class Make>
   Value emit(std::initializer_list<int> operands, const TensorType& type, Make make) {
     return emit(std::vector<int>(operands), type, make);

@@ -63,7 +63,8 @@ Value bind_quantize(WordReader& words, NetworkBuilder& builder) {
   });
 }
 
-// x, scale_at, zero_point. In plain order: what follows may be float kernels of others, whose rounding depends on the order.
+// x, scale_at, zero_point. In plain order: what follows may be float kernels of others, whose rounding depends on the
+// order.
 Value bind_dequantize(WordReader& words, NetworkBuilder& builder) {
   const Value x = builder.in_order(builder.codes(words.next()), false);
   const float scale = builder.number(words.next());
@@ -80,8 +81,8 @@ Value bind_dequantize(WordReader& words, NetworkBuilder& builder) {
 }
 
 // The common tail of convolution and linear:
-//   weights_at, biases_at, multipliers_at, x_zero_point, y_zero_point, lo, hi, residual (-1: none) [, zero_point, ratio_at,
-//   conv_ratio_at, y_zero_point, lo, hi]
+//   weights_at, biases_at, multipliers_at, x_zero_point, y_zero_point, lo, hi, residual (-1: none) [, zero_point,
+//   ratio_at, conv_ratio_at, y_zero_point, lo, hi]
 Value bind_conv_tail(const ConvShape& shape, const Value& x, const TensorType& type, WordReader& words,
                      NetworkBuilder& builder) {
   const int64_t weights_at = words.next();
@@ -141,7 +142,8 @@ Value bind_conv(WordReader& words, NetworkBuilder& builder) {
     refuse("conv: the program's channels do not divide into its groups");
   }
   if (x.type.sizes[1] != shape.in_channels) {
-    refuse("conv: input must have " + std::to_string(shape.in_channels) + " channels (got " + to_string(x.type.sizes) + ")");
+    refuse("conv: input must have " + std::to_string(shape.in_channels) + " channels (got " + to_string(x.type.sizes) +
+           ")");
   }
   shape.out = conv_output_size(shape);
   if (*std::min_element(shape.out.begin(), shape.out.end()) < 1) {
@@ -158,8 +160,8 @@ Value bind_linear(WordReader& words, NetworkBuilder& builder) {
   shape.in_channels = words.next_int32();
   if (shape.out_channels < 1 || shape.in_channels < 1) refuse("linear: the program has no features");
   if (x.type.sizes.empty() || x.type.sizes.back() != shape.in_channels) {
-    refuse("linear: input must have " + std::to_string(shape.in_channels) + " features (got " + to_string(x.type.sizes) +
-           ")");
+    refuse("linear: input must have " + std::to_string(shape.in_channels) + " features (got " +
+           to_string(x.type.sizes) + ")");
   }
   shape.batch = product(x.type.sizes) / shape.in_channels;
   TensorType type = x.type;
@@ -174,7 +176,8 @@ Value bind_batch_norm(WordReader& words, NetworkBuilder& builder) {
   shape.out_channels = shape.in_channels = shape.groups = words.next_int32();
   if (shape.groups < 1) refuse("batch_norm: the program has no channels");
   if (x.type.sizes.size() < 2 || x.type.sizes[1] != shape.groups) {
-    refuse("batch_norm: input must have " + std::to_string(shape.groups) + " channels (got " + to_string(x.type.sizes) + ")");
+    refuse("batch_norm: input must have " + std::to_string(shape.groups) + " channels (got " + to_string(x.type.sizes) +
+           ")");
   }
   shape.in[2] = shape.out[2] = product(x.type.sizes) / shape.groups;
   return bind_conv_tail(shape, x, x.type, words, builder);
@@ -194,8 +197,8 @@ Value bind_add(WordReader& words, NetworkBuilder& builder) {
   params.y_zero_point = words.next_code();
   params.bounds = words.next_bounds();
   if (a.type != b.type) {
-    refuse("add: operands must have the same shape (got " + to_string(a.type.sizes) + " and " + to_string(b.type.sizes) +
-           ")");
+    refuse("add: operands must have the same shape (got " + to_string(a.type.sizes) + " and " +
+           to_string(b.type.sizes) + ")");
   }
   const int64_t count = a.type.elements();
   return builder.emit({a.buffer, b.buffer}, a.type, [=, a = a.buffer, b = b.buffer](int y) {
@@ -223,8 +226,8 @@ Value bind_channel_mul(const Value& a, const Value& b, const MulParams& params, 
 }
 
 bool one_per_channel(const TensorType& b, const TensorType& a) {
-  return a.sizes.size() > 2 && a.sizes.size() == b.sizes.size() && a.sizes[0] == b.sizes[0] && a.sizes[1] == b.sizes[1] &&
-         product(std::span(b.sizes).subspan(2)) == 1;
+  return a.sizes.size() > 2 && a.sizes.size() == b.sizes.size() && a.sizes[0] == b.sizes[0] &&
+         a.sizes[1] == b.sizes[1] && product(std::span(b.sizes).subspan(2)) == 1;
 }
 
 // a, b, a_zero_point, b_zero_point, multiplier_at, y_zero_point, lo, hi
@@ -245,8 +248,8 @@ Value bind_mul(WordReader& words, NetworkBuilder& builder) {
     if (one_per_channel(b.type, a.type)) {
       return bind_channel_mul(builder.in_order(a, true), builder.in_order(b, true), params, builder);
     }
-    refuse("mul: operands must have the same shape, or one of them one value per channel (got " + to_string(a.type.sizes) +
-           " and " + to_string(b.type.sizes) + ")");
+    refuse("mul: operands must have the same shape, or one of them one value per channel (got " +
+           to_string(a.type.sizes) + " and " + to_string(b.type.sizes) + ")");
   }
   const auto operands = builder.in_common_order({a, b});
   const int64_t count = a.type.elements();
@@ -293,7 +296,8 @@ Value bind_max_pool(WordReader& words, NetworkBuilder& builder) {
   });
 }
 
-// The common tail of average pools: x_scale_at, x_zero_point, y_scale_at, y_zero_point, lo, hi, divisor (0: window size)
+// The common tail of average pools: x_scale_at, x_zero_point, y_scale_at, y_zero_point, lo, hi, divisor (0: window
+// size)
 Value bind_average_tail(const Value& x, const PoolShape& shape, WordReader& words, NetworkBuilder& builder) {
   AveragePoolParams params;
   params.x_scale = builder.number(words.next());
@@ -367,7 +371,8 @@ Value bind_cat(WordReader& words, NetworkBuilder& builder) {
   const auto rank = static_cast<int64_t>(values[0].type.sizes.size());
   dim = dim < 0 ? dim + rank : dim;
   // Along the batch the network could not be split by images.
-  if (dim < 1 || dim >= rank) refuse("cat: dim must lie in [1, " + std::to_string(rank) + ") (got " + std::to_string(dim) + ")");
+  if (dim < 1 || dim >= rank)
+    refuse("cat: dim must lie in [1, " + std::to_string(rank) + ") (got " + std::to_string(dim) + ")");
   values = builder.in_common_order(std::move(values));
   TensorType type = values[0].type;
   type.sizes[static_cast<size_t>(dim)] = 0;
@@ -419,19 +424,32 @@ Value bind_flatten(WordReader& words, NetworkBuilder& builder) {
 
 Value bind_step(Opcode opcode, WordReader& words, NetworkBuilder& builder) {
   switch (opcode) {
-    case Opcode::kQuantize: return bind_quantize(words, builder);
-    case Opcode::kDequantize: return bind_dequantize(words, builder);
-    case Opcode::kConv: return bind_conv(words, builder);
-    case Opcode::kLinear: return bind_linear(words, builder);
-    case Opcode::kAdd: return bind_add(words, builder);
-    case Opcode::kMul: return bind_mul(words, builder);
-    case Opcode::kMaxPool: return bind_max_pool(words, builder);
-    case Opcode::kAveragePool: return bind_average_pool(words, builder);
-    case Opcode::kAdaptiveAveragePool: return bind_adaptive_average_pool(words, builder);
-    case Opcode::kTable: return bind_table(words, builder);
-    case Opcode::kCat: return bind_cat(words, builder);
-    case Opcode::kFlatten: return bind_flatten(words, builder);
-    case Opcode::kBatchNorm: return bind_batch_norm(words, builder);
+    case Opcode::kQuantize:
+      return bind_quantize(words, builder);
+    case Opcode::kDequantize:
+      return bind_dequantize(words, builder);
+    case Opcode::kConv:
+      return bind_conv(words, builder);
+    case Opcode::kLinear:
+      return bind_linear(words, builder);
+    case Opcode::kAdd:
+      return bind_add(words, builder);
+    case Opcode::kMul:
+      return bind_mul(words, builder);
+    case Opcode::kMaxPool:
+      return bind_max_pool(words, builder);
+    case Opcode::kAveragePool:
+      return bind_average_pool(words, builder);
+    case Opcode::kAdaptiveAveragePool:
+      return bind_adaptive_average_pool(words, builder);
+    case Opcode::kTable:
+      return bind_table(words, builder);
+    case Opcode::kCat:
+      return bind_cat(words, builder);
+    case Opcode::kFlatten:
+      return bind_flatten(words, builder);
+    case Opcode::kBatchNorm:
+      return bind_batch_norm(words, builder);
   }
   refuse("the program has the unknown opcode " + std::to_string(static_cast<int64_t>(opcode)));
 }

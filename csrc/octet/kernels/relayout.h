@@ -8,7 +8,8 @@
 
 namespace octet::kernels {
 
-// y[b][j][i] = x[b][i][j], i < rows, j < columns: NCHW to NHWC with rows = C, columns = HW, and back with the two exchanged.
+// y[b][j][i] = x[b][i][j], i < rows, j < columns: NCHW to NHWC with rows = C, columns = HW, and back with the two
+// exchanged.
 void transpose_codes(const uint8_t* x, int64_t batch, int64_t rows, int64_t columns, uint8_t* y, ParallelFor parallel);
 
 // One operand of a concatenation: `width` codes of each row.

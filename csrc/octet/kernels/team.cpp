@@ -27,8 +27,8 @@ class Waiting {
   int turns_ = 0;
 };
 
-// One loop at a time, cut into parts that any thread may take. A part is taken by lowering `free_`; who holds a part may read
-// the loop, since the leader changes it only when no part is free and all are done.
+// One loop at a time, cut into parts that any thread may take. A part is taken by lowering `free_`; who holds a part
+// may read the loop, since the leader changes it only when no part is free and all are done.
 class Team {
  public:
   explicit Team(int64_t threads) : threads_(threads) {}
@@ -71,7 +71,7 @@ class Team {
     } while (!free_.compare_exchange_weak(part, part - 1, std::memory_order_acq_rel, std::memory_order_acquire));
     const Loop loop = loop_;
     try {
-      (*loop.body)(loop.count * (part - 1) / loop.parts, loop.count * part / loop.parts);
+      (*loop.body)(loop.count*(part - 1) / loop.parts, loop.count * part / loop.parts);
     } catch (...) {
       if (!failed_.exchange(true)) failure_ = std::current_exception();
     }

@@ -1,5 +1,5 @@
-// Bodies of the training kernels for one ISA: compiled once per ISA with OCTET_ISA_NAMESPACE defined. Each works on the tiles
-// [begin, end) of a walk. Includes nothing whose inline functions could be merged into the generic build.
+// Bodies of the training kernels for one ISA: compiled once per ISA with OCTET_ISA_NAMESPACE defined. Each works on the
+// tiles [begin, end) of a walk. Includes nothing whose inline functions could be merged into the generic build.
 #pragma once
 
 #include "octet/kernels/lanes-inl.h"
@@ -7,8 +7,9 @@
 
 namespace octet::kernels::OCTET_ISA_NAMESPACE {
 
-// A Column is what a kernel does to sixteen lanes that share one table entry: start(args, table), block(args, offset, word,
-// access) for each block, finish(args, table). `kWidth` columns go down side by side in registers. kInOrder: see for_each_run.
+// A Column is what a kernel does to sixteen lanes that share one table entry: start(args, table), block(args, offset,
+// word, access) for each block, finish(args, table). `kWidth` columns go down side by side in registers. kInOrder: see
+// for_each_run.
 template <class Column, int kWidth, class Args>
 inline void run_columns(const Run& run, const Args& args) {
   constexpr int64_t kPiece = 64;  // blocks a column adds up in float32 before it finishes and starts again

@@ -81,7 +81,8 @@ int64_t slots_of(const Walk& walk) { return walk.interleaved ? walk.table_size :
 // One slot per table entry or channel and chunk, folded to channels in order.
 template <class T>
 struct Partials {
-  Partials(const Walk& walk, const Chunks& chunks, T start) : slots(slots_of(walk)), values(slots * chunks.count, start) {}
+  Partials(const Walk& walk, const Chunks& chunks, T start)
+      : slots(slots_of(walk)), values(slots * chunks.count, start) {}
 
   T* chunk(int64_t c) { return values.data() + c * slots; }
 
@@ -122,7 +123,8 @@ int64_t tail_pass_bytes(const ChannelLayout& layout) {
   return layout.outer * layout.channels * ((layout.inner + 15) / 16 * 2);
 }
 
-void channel_statistics(const float* x, const ChannelLayout& layout, const ChannelStatistics& out, ParallelFor parallel) {
+void channel_statistics(const float* x, const ChannelLayout& layout, const ChannelStatistics& out,
+                        ParallelFor parallel) {
   const Walk walk = make_walk(layout);
   const Chunks chunks(walk);
   // Sums are of the distance from each channel's first element: no cancellation where the mean is large.
@@ -135,7 +137,8 @@ void channel_statistics(const float* x, const ChannelLayout& layout, const Chann
   Partials<float> lows(walk, chunks, kInfinity), highs(walk, chunks, -kInfinity);
   const auto& run = kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
-    run.statistics({&walk, x, table.data(), sums.chunk(c), squares.chunk(c), lows.chunk(c), highs.chunk(c)}, begin, end);
+    run.statistics({&walk, x, table.data(), sums.chunk(c), squares.chunk(c), lows.chunk(c), highs.chunk(c)}, begin,
+                   end);
   });
   const std::vector<double> sum = sums.sum(walk), square = squares.sum(walk);
   const std::vector<float> low = lows.fold(walk, kInfinity, [](float a, float b) { return std::min(a, b); });
@@ -145,7 +148,8 @@ void channel_statistics(const float* x, const ChannelLayout& layout, const Chann
     const double distance = sum[c] / n;
     out.mean[c] = static_cast<float>(origin[c] + distance);
     out.variance[c] = static_cast<float>(std::max(square[c] / n - distance * distance, 0.0));
-    if (std::isnan(distance)) out.variance[c] = std::numeric_limits<float>::quiet_NaN();  // max() above may have lost it
+    if (std::isnan(distance))
+      out.variance[c] = std::numeric_limits<float>::quiet_NaN();  // max() above may have lost it
     const bool nan = std::isnan(distance) && n > 0;
     out.min[c] = nan ? std::numeric_limits<float>::quiet_NaN() : low[c];
     out.max[c] = nan ? std::numeric_limits<float>::quiet_NaN() : high[c];

@@ -1,6 +1,6 @@
-// The elementwise tail of a training block, (batch norm) - activation - fake quantization, and its gradient, over float32
-// arrays. Two passes each way: one for the statistics, one that writes. The same bits on every ISA and for every split of the
-// parallel loop.
+// The elementwise tail of a training block, (batch norm) - activation - fake quantization, and its gradient, over
+// float32 arrays. Two passes each way: one for the statistics, one that writes. The same bits on every ISA and for
+// every split of the parallel loop.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace octet::kernels {
 
-// Where the gradient passes, one bit per element in groups of sixteen. With inner = 1 the groups run through the whole array,
-// else each row of `inner` elements starts a new group. Bytes of such an array:
+// Where the gradient passes, one bit per element in groups of sixteen. With inner = 1 the groups run through the whole
+// array, else each row of `inner` elements starts a new group. Bytes of such an array:
 int64_t tail_pass_bytes(const ChannelLayout& layout);
 
 // Per channel, `channels` entries each. A NaN or an infinity makes the channel's mean or variance NaN or infinite.
@@ -23,7 +23,8 @@ struct ChannelStatistics {
   float* min = nullptr;
   float* max = nullptr;
 };
-void channel_statistics(const float* x, const ChannelLayout& layout, const ChannelStatistics& out, ParallelFor parallel);
+void channel_statistics(const float* x, const ChannelLayout& layout, const ChannelStatistics& out,
+                        ParallelFor parallel);
 
 // y = fake_quantize(act(gain x + shift)); gain and shift per channel.
 struct Tail {
@@ -34,12 +35,12 @@ struct Tail {
   bool quantize = true;  // false: act(gain x + shift), nothing clamped by the grid
 };
 
-// The range of act(gain x + shift), exact from the channels' extremes: each step is monotone. NaN where a channel's extremes,
-// gain or shift are.
+// The range of act(gain x + shift), exact from the channels' extremes: each step is monotone. NaN where a channel's
+// extremes, gain or shift are.
 Range tail_range(const float* min, const float* max, int64_t channels, const Tail& tail);
 
-// y may be x. pass: where the gradient of activation and fake quantization (rule 2) is 1, tail_pass_bytes(layout) bytes, 2-byte
-// aligned; may be null.
+// y may be x. pass: where the gradient of activation and fake quantization (rule 2) is 1, tail_pass_bytes(layout)
+// bytes, 2-byte aligned; may be null.
 void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, float* y, uint8_t* pass,
                   ParallelFor parallel);
 
@@ -61,7 +62,7 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
 // A residual add: the value by rule 10, the gradient that of fake_quantize(act(a + alpha b)).
 struct AddTail {
   Grid a, b;
-  float alpha = 1.0f;  // 1 or -1
+  float alpha = 1.0f;                    // 1 or -1
   float a_ratio = 1.0f, b_ratio = 1.0f;  // rule 10, b_ratio with alpha's sign
   Activation activation = Activation::kIdentity;
   Grid output;

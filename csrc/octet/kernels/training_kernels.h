@@ -1,5 +1,5 @@
-// What training.cpp asks of each ISA: loops over the tiles [begin, end) of a walk. Tables are laid out as training_walk.h says;
-// sums and extremes are per table entry (interleaved) or per channel, and are added to.
+// What training.cpp asks of each ISA: loops over the tiles [begin, end) of a walk. Tables are laid out as
+// training_walk.h says; sums and extremes are per table entry (interleaved) or per channel, and are added to.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,10 @@
-// How the training kernels walk an array: as runs of 16-element blocks that share one entry of the per-lane tables, so that one
-// body serves both layouts and every channel count.
+// How the training kernels walk an array: as runs of 16-element blocks that share one entry of the per-lane tables, so
+// that one body serves both layouts and every channel count.
 //
-// Channels innermost: the channel of element i is i % channels, so sixteen lanes meet the same sixteen channels again after
-// `period` = lcm(channels, 16) elements; a run goes down one column of sixteen. Otherwise a run is one row of `inner` elements of
-// one channel. Tables hold `table_size` floats: one per element of the period, or sixteen equal ones per channel.
+// Channels innermost: the channel of element i is i % channels, so sixteen lanes meet the same sixteen channels again
+// after `period` = lcm(channels, 16) elements; a run goes down one column of sixteen. Otherwise a run is one row of
+// `inner` elements of one channel. Tables hold `table_size` floats: one per element of the period, or sixteen equal
+// ones per channel.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,9 @@ struct Walk {
   int64_t channel(int64_t entry) const { return interleaved ? entry % channels : entry / 16; }
 };
 
-// Runs that lie side by side go together where they can, body(run, width): memory is then read in stretches of 256 bytes, which
-// outside the caches is worth a factor of two. A body that keeps nothing from block to block reads memory strictly in order
+// Runs that lie side by side go together where they can, body(run, width): memory is then read in stretches of 256
+// bytes, which outside the caches is worth a factor of two. A body that keeps nothing from block to block reads memory
+// strictly in order
 // (`in_order`) at the price of starting more often: with many channels that is worth as much again.
 inline constexpr int kWide = 4;
 

@@ -103,17 +103,16 @@ OCTET_CONV_BLOCK(ConvBnReLU2d, 2, true, Activation::kRelu);
 OCTET_CONV_BLOCK(ConvBnReLU3d, 3, true, Activation::kRelu);
 #undef OCTET_CONV_BLOCK
 
-#define OCTET_LINEAR_BLOCK(Name, kHasNorm, kActivation)                                                                \
-  class Name##Impl : public LinearBlockImpl {                                                                          \
-   public:                                                                                                             \
-    explicit Name##Impl(const torch::nn::LinearOptions& options, const BlockOptions& block = {})                       \
-        : Name                                                                                                         \
-          ##Impl(torch::nn::Linear(options),                                                                           \
-                 kHasNorm ? torch::nn::BatchNorm1d(options.out_features()) : torch::nn::BatchNorm1d(nullptr), block) { \
-    }                                                                                                                  \
-    Name##Impl(torch::nn::Linear linear, torch::nn::BatchNorm1d bn, const BlockOptions& block = {})                    \
-        : LinearBlockImpl(#Name, std::move(linear), std::move(bn), block, kActivation) {}                              \
-  };                                                                                                                   \
+#define OCTET_LINEAR_BLOCK(Name, kHasNorm, kActivation)                                                           \
+  class Name##Impl : public LinearBlockImpl {                                                                     \
+   public:                                                                                                        \
+    explicit Name##Impl(const torch::nn::LinearOptions& options, const BlockOptions& block = {})                  \
+        : Name##Impl(torch::nn::Linear(options),                                                                  \
+                     kHasNorm ? torch::nn::BatchNorm1d(options.out_features()) : torch::nn::BatchNorm1d(nullptr), \
+                     block) {}                                                                                    \
+    Name##Impl(torch::nn::Linear linear, torch::nn::BatchNorm1d bn, const BlockOptions& block = {})               \
+        : LinearBlockImpl(#Name, std::move(linear), std::move(bn), block, kActivation) {}                         \
+  };                                                                                                              \
   TORCH_MODULE(Name)
 
 OCTET_LINEAR_BLOCK(Linear, false, Activation::kIdentity);

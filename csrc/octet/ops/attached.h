@@ -1,4 +1,5 @@
-// Something computed from tensors and kept with one of them: it dies with that tensor, no registry to clean. Not public.
+// Something computed from tensors and kept with one of them: it dies with that tensor, no registry to clean. Not
+// public.
 #pragma once
 
 #include <ATen/core/Tensor.h>

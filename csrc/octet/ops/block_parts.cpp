@@ -39,8 +39,9 @@ class StraightThrough : public torch::autograd::Function<StraightThrough> {
 Normalized normalize_batch(const char* op, const Tensor& y, const BatchNorm& bn) {
   check_batch(op, y);
   const auto dtype = y.scalar_type();
-  auto [normalized, mean, inverse] = at::native_batch_norm(y, cast(bn.weight, dtype), cast(bn.bias, dtype), std::nullopt,
-                                                           std::nullopt, /*training=*/true, /*momentum=*/0.0, bn.eps);
+  auto [normalized, mean, inverse] =
+      at::native_batch_norm(y, cast(bn.weight, dtype), cast(bn.bias, dtype), std::nullopt, std::nullopt,
+                            /*training=*/true, /*momentum=*/0.0, bn.eps);
   // 1 / sqrt(var + eps) is what batch norm keeps; off by a few ulp of var + eps, which is what the gain is made of.
   const Tensor variance = inverse.detach().pow(-2).sub(bn.eps).clamp_min(0);
   return {normalized, mean.detach(), variance};

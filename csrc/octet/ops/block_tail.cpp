@@ -25,7 +25,9 @@ namespace {
 bool channels_innermost(const Tensor& x) { return x.suggest_memory_format() != at::MemoryFormat::Contiguous; }
 
 // contiguous or channels_last, as `like` suggests.
-Tensor in_order(const Tensor& x, const Tensor& like) { return x.to(at::kFloat).contiguous(like.suggest_memory_format()); }
+Tensor in_order(const Tensor& x, const Tensor& like) {
+  return x.to(at::kFloat).contiguous(like.suggest_memory_format());
+}
 
 kernels::ChannelLayout layout_of(const Tensor& x) {
   const int64_t channels = x.size(1), batch = x.size(0);
@@ -49,7 +51,8 @@ Forward allocate(const Tensor& x) {
   const auto options = x.options();
   // Bits in groups of sixteen: through the whole array if channels are innermost, else each row starts a new group.
   const c10::SymInt rows = x.sym_size(0) * x.sym_size(1);
-  const c10::SymInt words = channels_innermost(x) ? (x.sym_numel() + 15) / 16 : rows * ((x.sym_numel() / rows.max(1) + 15) / 16);
+  const c10::SymInt words =
+      channels_innermost(x) ? (x.sym_numel() + 15) / 16 : rows * ((x.sym_numel() / rows.max(1) + 15) / 16);
   const std::vector<c10::SymInt> bytes{words * 2}, channels{x.sym_size(1)};
   return {at::empty_like(x),
           at::empty_symint(bytes, options.dtype(at::kByte)),
@@ -118,8 +121,8 @@ Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& 
   return {grad_x, grad_gamma, grad_beta};
 }
 
-Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&, const Optional&,
-                       double) {
+Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&,
+                       const Optional&, double) {
   return {at::empty_like(in_order(x, x)), at::empty_like(mean), at::empty_like(mean)};
 }
 
@@ -128,8 +131,8 @@ Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tens
 detail::TailResult detail::block_tail(const Tensor& x, const Optional& gamma, const Optional& beta, double eps,
                                       int64_t activation, const GridRef& output, bool observe) {
   static const auto op = find_op<decltype(forward_cpu)>("_block_tail");
-  auto [y, pass, min, max, mean, var] = op.call(x, gamma, beta, eps, activation, output.scale, output.zero_point,
-                                                output.qmin, output.qmax, observe);
+  auto [y, pass, min, max, mean, var] =
+      op.call(x, gamma, beta, eps, activation, output.scale, output.zero_point, output.qmin, output.qmax, observe);
   return {y, pass, min, max, mean, var};
 }
 
@@ -141,10 +144,12 @@ Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, con
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
-      "_block_tail(Tensor x, Tensor? gamma, Tensor? beta, float eps, int activation, Tensor scale, Tensor zero_point, int "
+      "_block_tail(Tensor x, Tensor? gamma, Tensor? beta, float eps, int activation, Tensor scale, Tensor zero_point, "
+      "int "
       "qmin, int qmax, bool observe) -> (Tensor y, Tensor pass_bits, Tensor min, Tensor max, Tensor mean, Tensor var)");
   m.def(
-      "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor? gamma, float eps) "
+      "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor? gamma, float "
+      "eps) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

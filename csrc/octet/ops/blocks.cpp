@@ -147,9 +147,9 @@ BlockResult linear_block_composite(const Tensor& x, const Tensor& weight, const 
     const ConvArguments conv{one, zero, one, 1};
     auto shape = x.sym_sizes().vec();
     shape.back() = weight.sym_size(0);
-    value = detail::conv_integer(x.reshape_symint({x.sym_numel() / weight.sym_size(1), weight.sym_size(1), 1}),
-                                 weight.unsqueeze(-1), bias, bn, conv, activation, weight_bits, per_channel, input,
-                                 output);
+    value =
+        detail::conv_integer(x.reshape_symint({x.sym_numel() / weight.sym_size(1), weight.sym_size(1), 1}),
+                             weight.unsqueeze(-1), bias, bn, conv, activation, weight_bits, per_channel, input, output);
     value = value.reshape_symint(shape).to(detail::block_dtype(weight));
     if (!observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias})) return tail.inference(value);
   }
@@ -266,8 +266,7 @@ ObservedResult avg_pool_block_composite(const Tensor& x, IntArrayRef kernel_size
   constexpr const char* kOp = "avg_pool_block";
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
-  const PoolArguments pool{kernel_size,       stride,           padding,    ceil_mode,
-                           count_include_pad, divisor_override, output_size};
+  const PoolArguments pool{kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, output_size};
   detail::check_floating(kOp, "x", x);
   const size_t rank = kernel_size.empty() ? output_size.size() : kernel_size.size();
   TORCH_CHECK(rank >= 1 && rank <= 3 && x.dim() == static_cast<int64_t>(rank) + 2, kOp,
@@ -367,11 +366,10 @@ ObservedResult add_block(const Tensor& a, const Tensor& b, double alpha, int64_t
 }
 
 ObservedResult avg_pool_block(const Tensor& x, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                              bool ceil_mode, bool count_include_pad, int64_t divisor_override,
-                              IntArrayRef output_size, const Tensor& input_scale, const Tensor& input_zero_point,
-                              int64_t input_qmin, int64_t input_qmax, const Tensor& output_scale,
-                              const Tensor& output_zero_point, int64_t output_qmin, int64_t output_qmax,
-                              bool fake_quantize, bool observe) {
+                              bool ceil_mode, bool count_include_pad, int64_t divisor_override, IntArrayRef output_size,
+                              const Tensor& input_scale, const Tensor& input_zero_point, int64_t input_qmin,
+                              int64_t input_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
+                              int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool observe) {
   static const auto op = detail::find_op<decltype(avg_pool_block)>("avg_pool_block");
   return op.call(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, output_size,
                  input_scale, input_zero_point, input_qmin, input_qmax, output_scale, output_zero_point, output_qmin,
@@ -387,7 +385,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "bool observe, bool low_memory=False) -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var)",
       TORCH_FN(conv_block_composite));
   m.def(
-      "linear_block(Tensor x, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, Tensor? "
+      "linear_block(Tensor x, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, "
+      "Tensor? "
       "bn_var, float bn_eps, int activation, int weight_bits, bool per_channel, Tensor input_scale, Tensor "
       "input_zero_point, int input_qmin, int input_qmax, Tensor output_scale, Tensor output_zero_point, int "
       "output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, bool observe) -> (Tensor y, Tensor min, "
@@ -406,7 +405,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "fake_quantize, bool observe) -> (Tensor y, Tensor min, Tensor max)",
       TORCH_FN(add_block_composite));
   m.def(
-      "avg_pool_block(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
+      "avg_pool_block(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool "
+      "count_include_pad, "
       "int divisor_override, int[] output_size, Tensor input_scale, Tensor input_zero_point, int input_qmin, int "
       "input_qmax, Tensor output_scale, Tensor output_zero_point, int output_qmin, int output_qmax, bool "
       "fake_quantize, bool observe) -> (Tensor y, Tensor min, Tensor max)",
@@ -416,7 +416,9 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "momentum) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) { m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_any)); }
+TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) {
+  m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_any));
+}
 TORCH_LIBRARY_IMPL(octet, Meta, m) { m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_meta)); }
 
 }  // namespace octet

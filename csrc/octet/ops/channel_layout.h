@@ -10,7 +10,8 @@
 
 namespace octet::detail {
 
-// x must be dense, in any order of dimensions: whatever lies outside of the axis in memory is `outer`. No axis: one channel.
+// x must be dense, in any order of dimensions: whatever lies outside of the axis in memory is `outer`. No axis: one
+// channel.
 inline kernels::ChannelLayout channel_layout(const at::Tensor& x, std::optional<int64_t> axis) {
   const int64_t channels = axis ? x.size(*axis) : 1;
   if (channels <= 1) return {1, channels, x.numel()};
@@ -18,7 +19,8 @@ inline kernels::ChannelLayout channel_layout(const at::Tensor& x, std::optional<
   return {x.numel() / (channels * inner), channels, inner};
 }
 
-// The grids of a call, checked and dense; keeps alive what grids() points to. With axis: one per channel, else one element.
+// The grids of a call, checked and dense; keeps alive what grids() points to. With axis: one per channel, else one
+// element.
 class GridArrays {
  public:
   GridArrays(const char* op, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin, int64_t qmax)

@@ -29,14 +29,16 @@ void check_buffers(const char* name, TensorList tensors, size_t count, at::Scala
 }
 
 void check_length(const char* name, size_t length, size_t count) {
-  TORCH_CHECK(length == count, kOp, ": ", name, " must have one entry per grid (got ", length, " for ", count, " grids)");
+  TORCH_CHECK(length == count, kOp, ": ", name, " must have one entry per grid (got ", length, " for ", count,
+              " grids)");
 }
 
 void check_indices(at::IntArrayRef component, at::IntArrayRef products, int64_t count) {
   for (const int64_t id : component) {
     TORCH_CHECK(id >= -1 && id < count, kOp, ": component ids must lie in [-1, number of grids) (got ", id, ")");
   }
-  TORCH_CHECK(products.size() % 3 == 0, kOp, ": products must be (a, b, out) triples (got ", products.size(), " indices)");
+  TORCH_CHECK(products.size() % 3 == 0, kOp, ": products must be (a, b, out) triples (got ", products.size(),
+              " indices)");
   for (const int64_t i : products) {
     TORCH_CHECK(i >= 0 && i < count, kOp, ": products must index grids (got ", i, " of ", count, ")");
   }
@@ -152,7 +154,8 @@ void commit_ranges_(TensorList pending_min, TensorList pending_max, TensorList m
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
       "commit_ranges_(Tensor(a!)[] pending_min, Tensor(b!)[] pending_max, Tensor(c!)[] min, Tensor(d!)[] max, "
-      "Tensor(e!)[] scale, Tensor(f!)[] zero_point, Tensor(g!)[] steps, Tensor(h!)[] nonfinite, int[] qmin, int[] qmax, "
+      "Tensor(e!)[] scale, Tensor(f!)[] zero_point, Tensor(g!)[] steps, Tensor(h!)[] nonfinite, int[] qmin, int[] "
+      "qmax, "
       "bool[] symmetric, int[] component, int[] products, str[] observer, float[] averaging_constant) -> ()");
 }
 TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) { m.impl("commit_ranges_", TORCH_FN(commit_ranges_any)); }

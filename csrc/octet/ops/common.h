@@ -1,9 +1,9 @@
 // What the ops share: the one typed lookup of the dispatcher, checks, layouts, dispatch helpers. Not a public header.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/empty_like.h>
@@ -15,14 +15,15 @@
 
 namespace octet::detail {
 
-// The function behind a public op, looked up once per call site: static const auto op = find_op<decltype(min_max)>("min_max").
+// The function behind a public op, looked up once per call site: static const auto op =
+// find_op<decltype(min_max)>("min_max").
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("octet::") + name).c_str(), "").typed<Signature>();
 }
 
-// The Autograd kernel of an op without gradient: runs it, and whatever it calls, below autograd, so its outputs never ask
-// for one.
+// The Autograd kernel of an op without gradient: runs it, and whatever it calls, below autograd, so its outputs never
+// ask for one.
 template <auto Op>
 struct NonDifferentiable;
 template <class R, class... Args, R (*Op)(Args...)>
@@ -44,7 +45,8 @@ inline void check_dtype(const char* op, const char* name, const at::Tensor& x, a
 
 inline void check_codes(const char* op, const char* name, const at::Tensor& q) {
   const auto dtype = q.scalar_type();
-  TORCH_CHECK(dtype == at::kByte || dtype == at::kChar, op, ": ", name, " must be uint8 or int8 codes (got ", dtype, ")");
+  TORCH_CHECK(dtype == at::kByte || dtype == at::kChar, op, ": ", name, " must be uint8 or int8 codes (got ", dtype,
+              ")");
 }
 
 inline void check_bounds(const char* op, int64_t qmin, int64_t qmax) {
@@ -77,8 +79,8 @@ inline void check_channel_grids(const char* op, const at::Tensor& x, const at::T
   const c10::SymInt channels = x.sym_size(axis);
   TORCH_CHECK(scale.dim() == 1 && scale.sym_numel() == channels, op, ": scale.numel() must equal x.size(", axis,
               ") (got ", scale.sym_numel(), ", ", channels, ")");
-  TORCH_CHECK(zero_point.dim() == 1 && zero_point.sym_numel() == channels, op, ": zero_point.numel() must equal x.size(",
-              axis, ") (got ", zero_point.sym_numel(), ", ", channels, ")");
+  TORCH_CHECK(zero_point.dim() == 1 && zero_point.sym_numel() == channels, op,
+              ": zero_point.numel() must equal x.size(", axis, ") (got ", zero_point.sym_numel(), ", ", channels, ")");
 }
 
 inline void check_zero_point(const char* op, int64_t zero_point, int64_t qmin, int64_t qmax) {
@@ -93,7 +95,8 @@ inline void check_output_codes(const char* op, int64_t zero_point, int64_t lo, i
               ")");
 }
 
-inline Grid read_grid(const char* op, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin, int64_t qmax) {
+inline Grid read_grid(const char* op, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin,
+                      int64_t qmax) {
   check_grid(op, scale, zero_point);
   check_bounds(op, qmin, qmax);
   const auto z = zero_point.item<int32_t>();

@@ -21,15 +21,15 @@
 namespace octet {
 
 using at::Tensor;
-using Axis = std::optional<int64_t>;                         // none: one grid for the whole tensor
+using Axis = std::optional<int64_t>;                        // none: one grid for the whole tensor
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // y, pass bits, min, max
 
 namespace {
 
-// The three public ops are one internal op, octet::_fake_quantize_forward, and its gradient. keep_pass: the pass bits are wanted, one
-// per element in y's order of memory, bit i % 8 of byte i / 8 (else an empty tensor); they are all that backward needs, so
-// neither x nor the grid, whose buffers change between forward and backward, is kept. observe: min and max of x are wanted
-// (else the empty range).
+// The three public ops are one internal op, octet::_fake_quantize_forward, and its gradient. keep_pass: the pass bits
+// are wanted, one per element in y's order of memory, bit i % 8 of byte i / 8 (else an empty tensor); they are all that
+// backward needs, so neither x nor the grid, whose buffers change between forward and backward, is kept. observe: min
+// and max of x are wanted (else the empty range).
 
 const char* op_name(Axis axis, bool observe) {
   if (observe) return "observe_and_fake_quantize";
@@ -106,12 +106,13 @@ Result fake_quantize_any(const Tensor& raw, const Tensor& scale, const Tensor& z
   }
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const auto options = x.options().dtype(at::kFloat);
-  auto [low, high] = observe ? min_max(x) : std::tuple(at::full({}, kInfinity, options), at::full({}, -kInfinity, options));
+  auto [low, high] =
+      observe ? min_max(x) : std::tuple(at::full({}, kInfinity, options), at::full({}, -kInfinity, options));
   return {y, pass, low, high};
 }
 
 Result call_fake_quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
-                     int64_t qmax, bool keep_pass, bool observe) {
+                          int64_t qmax, bool keep_pass, bool observe) {
   static const auto op = detail::find_op<decltype(fake_quantize_cpu)>("_fake_quantize_forward");
   return op.call(x, scale, zero_point, axis, qmin, qmax, keep_pass, observe);
 }
@@ -235,7 +236,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "observe_and_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor y, Tensor "
       "min, Tensor max)");
   m.def(
-      "_fake_quantize_forward(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax, bool keep_pass, bool "
+      "_fake_quantize_forward(Tensor x, Tensor scale, Tensor zero_point, int? axis, int qmin, int qmax, bool "
+      "keep_pass, bool "
       "observe) -> (Tensor y, Tensor pass_bits, Tensor min, Tensor max)");
   m.def("_fake_quantize_backward(Tensor grad, Tensor pass_bits, SymInt[] stride) -> Tensor");
 }

@@ -8,12 +8,14 @@
 
 namespace octet {
 
-// scale * (q - zero_point) with q = clamp(round(x / scale) + zero_point, qmin, qmax): bit for bit dequantize(quantize(x)).
+// scale * (q - zero_point) with q = clamp(round(x / scale) + zero_point, qmin, qmax): bit for bit
+// dequantize(quantize(x)).
 //
-// x: any shape, float32, float16, bfloat16 or float64; met by the grid in float32. scale: float32, zero_point: int32, one
-// element each. Returns x's shape, dtype and strides; under autocast float32, because a bfloat16 value can be off its grid.
-// Gradient: straight through, 1 where the code was not clamped, else 0 (also for NaN and infinities); none for the grid.
-// NaN passes, infinities saturate. Errors: x not floating point, wrong dtype or length of scale and zero_point, bad bounds.
+// x: any shape, float32, float16, bfloat16 or float64; met by the grid in float32. scale: float32, zero_point: int32,
+// one element each. Returns x's shape, dtype and strides; under autocast float32, because a bfloat16 value can be off
+// its grid. Gradient: straight through, 1 where the code was not clamped, else 0 (also for NaN and infinities); none
+// for the grid. NaN passes, infinities saturate. Errors: x not floating point, wrong dtype or length of scale and
+// zero_point, bad bounds.
 at::Tensor fake_quantize_per_tensor(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                                     int64_t qmin, int64_t qmax);
 

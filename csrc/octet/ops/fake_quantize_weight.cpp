@@ -1,6 +1,6 @@
-// fake_quantize_weight on the CPU: the ranges of the rows, their grids and the fake quantization as one op. No code is ever
-// clamped, because every grid is made from the weights themselves, so that the gradient passes everywhere and backward keeps
-// nothing.
+// fake_quantize_weight on the CPU: the ranges of the rows, their grids and the fake quantization as one op. No code is
+// ever clamped, because every grid is made from the weights themselves, so that the gradient passes everywhere and
+// backward keeps nothing.
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -38,7 +38,8 @@ Tensor forward_cpu(const Tensor& raw, int64_t bits, bool per_channel) {
   const int64_t channels = weight.size(0);
   if (weight.numel() == 0) return y;
   const GridSpec spec = weight_spec(static_cast<int>(bits));
-  const kernels::ChannelLayout layout{1, per_channel ? channels : 1, per_channel ? weight.numel() / channels : weight.numel()};
+  const kernels::ChannelLayout layout{1, per_channel ? channels : 1,
+                                      per_channel ? weight.numel() / channels : weight.numel()};
   std::vector<float> low(layout.channels), high(layout.channels), scale(layout.channels);
   const std::vector<int32_t> zero_point(layout.channels, 0);
   const float* data = weight.const_data_ptr<float>();

@@ -83,7 +83,8 @@ Folded fold_any(const Tensor& weight, const Optional& bias, const Optional& bn_w
   auto* m = multiplier.mutable_data_ptr<float>();
   at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      const auto affine = bn_mean ? batch_norm_affine(gamma[c], beta[c], mean[c], variance[c], bn_eps) : ChannelAffine();
+      const auto affine =
+          bn_mean ? batch_norm_affine(gamma[c], beta[c], mean[c], variance[c], bn_eps) : ChannelAffine();
       const FoldedChannel channel = fold_channel(s[c], biases[c], affine, sx, sy);
       const Grid grid{s[c], 0, spec.qmin, spec.qmax};
       for (int64_t i = c * taps; i < (c + 1) * taps; ++i) {

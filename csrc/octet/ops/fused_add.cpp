@@ -54,9 +54,9 @@ Forward forward_cpu(const Tensor& raw_a, const Tensor& raw_b, double alpha, int6
   return {y, pass, min, max};
 }
 
-Forward forward_meta(const Tensor& a, const Tensor&, double, int64_t, const Tensor&, const Tensor&, const Tensor&, int64_t,
-                     int64_t, const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&, const Tensor&,
-                     const Tensor&, int64_t, int64_t, bool) {
+Forward forward_meta(const Tensor& a, const Tensor&, double, int64_t, const Tensor&, const Tensor&, const Tensor&,
+                     int64_t, int64_t, const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&,
+                     const Tensor&, const Tensor&, int64_t, int64_t, bool) {
   return allocate(in_order(a, a));
 }
 
@@ -64,9 +64,9 @@ Forward call(const Tensor& a, const Tensor& b, double alpha, int64_t activation,
              const Tensor& a_steps, const GridRef& b_grid, const Tensor& b_steps, const GridRef& output,
              const Tensor& output_steps, bool observe) {
   static const auto op = detail::find_op<decltype(forward_cpu)>("_add_tail");
-  return op.call(a, b, alpha, activation, a_grid.scale, a_grid.zero_point, a_steps, a_grid.qmin, a_grid.qmax, b_grid.scale,
-                 b_grid.zero_point, b_steps, b_grid.qmin, b_grid.qmax, output.scale, output.zero_point, output_steps,
-                 output.qmin, output.qmax, observe);
+  return op.call(a, b, alpha, activation, a_grid.scale, a_grid.zero_point, a_steps, a_grid.qmin, a_grid.qmax,
+                 b_grid.scale, b_grid.zero_point, b_steps, b_grid.qmin, b_grid.qmax, output.scale, output.zero_point,
+                 output_steps, output.qmin, output.qmax, observe);
 }
 
 Tensor backward_cpu(const Tensor& grad, const Tensor& pass) {
@@ -123,14 +123,15 @@ ObservedResult detail::fused_add_block(const Tensor& a, const Tensor& b, double 
                                        const GridRef& a_grid, const Tensor& a_steps, const GridRef& b_grid,
                                        const Tensor& b_steps, const GridRef& output, const Tensor& output_steps,
                                        bool observe) {
-  const variable_list r = FusedAdd::apply(a, b, alpha, activation, a_grid, a_steps, b_grid, b_steps, output, output_steps,
-                                          observe);
+  const variable_list r =
+      FusedAdd::apply(a, b, alpha, activation, a_grid, a_steps, b_grid, b_steps, output, output_steps, observe);
   return {r[0], r[1], r[2]};
 }
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
-      "_add_tail(Tensor a, Tensor b, float alpha, int activation, Tensor a_scale, Tensor a_zero_point, Tensor a_steps, int "
+      "_add_tail(Tensor a, Tensor b, float alpha, int activation, Tensor a_scale, Tensor a_zero_point, Tensor a_steps, "
+      "int "
       "a_qmin, int a_qmax, Tensor b_scale, Tensor b_zero_point, Tensor b_steps, int b_qmin, int b_qmax, Tensor "
       "output_scale, Tensor output_zero_point, Tensor output_steps, int output_qmin, int output_qmax, bool observe) -> "
       "(Tensor y, Tensor pass_bits, Tensor min, Tensor max)");

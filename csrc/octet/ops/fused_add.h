@@ -1,5 +1,5 @@
-// The training path of add_block as one node of the autograd graph: rule 10 forward, one bit per element kept. Not a public
-// header.
+// The training path of add_block as one node of the autograd graph: rule 10 forward, one bit per element kept. Not a
+// public header.
 #pragma once
 
 #include <ATen/core/Tensor.h>

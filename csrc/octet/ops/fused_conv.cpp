@@ -139,7 +139,8 @@ bool can_fuse(const Tensor& x, const Tensor& weight) {
 }
 
 BlockResult fused_conv_block(const Tensor& x, const Tensor& weight, const Optional& bias, const FusedConv& block) {
-  const variable_list r = FusedConvFunction::apply(x.to(at::kFloat), weight, bias, block.bn.weight, block.bn.bias, block);
+  const variable_list r =
+      FusedConvFunction::apply(x.to(at::kFloat), weight, bias, block.bn.weight, block.bn.bias, block);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 

@@ -1,6 +1,6 @@
-// The fused training path of conv_block: fake-quantized weight, convolution, batch statistics, activation and grid as one
-// node of the autograd graph. Saved for backward: the input as u8 codes, the convolution's output, one bit per element; in
-// low-memory mode not even the output, which backward computes again. Not a public header.
+// The fused training path of conv_block: fake-quantized weight, convolution, batch statistics, activation and grid as
+// one node of the autograd graph. Saved for backward: the input as u8 codes, the convolution's output, one bit per
+// element; in low-memory mode not even the output, which backward computes again. Not a public header.
 #pragma once
 
 #include <ATen/core/Tensor.h>

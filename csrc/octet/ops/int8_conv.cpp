@@ -59,8 +59,8 @@ std::vector<c10::SymInt> check_conv(const Tensor& x, const Tensor& weight, IntAr
                 ", ", padding[d], ")");
     const c10::SymInt reach = (weight.sym_size(d + 2) - 1) * dilation[d] + 1;
     const c10::SymInt padded = x.sym_size(d + 2) + 2 * padding[d];
-    TORCH_CHECK(padded >= reach, kOp, ": the kernel must not be larger than the padded input (got ", reach, ", ", padded,
-                " in spatial dimension ", d, ")");
+    TORCH_CHECK(padded >= reach, kOp, ": the kernel must not be larger than the padded input (got ", reach, ", ",
+                padded, " in spatial dimension ", d, ")");
     out.push_back((padded - reach) / stride[d] + 1);
   }
   return out;
@@ -182,7 +182,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "int8_conv(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, int[] stride, int[] padding, int[] dilation, "
       "int groups, int x_zero_point, int y_zero_point, int lo, int hi) -> Tensor");
   m.def(
-      "int8_linear(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, int x_zero_point, int y_zero_point, int lo, "
+      "int8_linear(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, int x_zero_point, int y_zero_point, int "
+      "lo, "
       "int hi) -> Tensor");
 }
 

@@ -140,10 +140,12 @@ Tensor int8_table(const Tensor& x, const Tensor& table) {
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
-      "int8_add(Tensor a, Tensor b, int a_zero_point, float a_ratio, int b_zero_point, float b_ratio, int y_zero_point, "
+      "int8_add(Tensor a, Tensor b, int a_zero_point, float a_ratio, int b_zero_point, float b_ratio, int "
+      "y_zero_point, "
       "int lo, int hi) -> Tensor");
   m.def(
-      "int8_mul(Tensor a, Tensor b, int a_zero_point, int b_zero_point, float multiplier, int y_zero_point, int lo, int "
+      "int8_mul(Tensor a, Tensor b, int a_zero_point, int b_zero_point, float multiplier, int y_zero_point, int lo, "
+      "int "
       "hi) -> Tensor");
   m.def("int8_table(Tensor x, Tensor table) -> Tensor");
 }

@@ -141,8 +141,8 @@ Tensor average(const Tensor& x, const kernels::PoolShape& shape, const Sizes& ou
 Windows average_windows(IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                         bool count_include_pad) {
   static constexpr int64_t kOnes[] = {1, 1, 1};
-  return {kernel_size, stride, padding, IntArrayRef(kOnes, std::min<size_t>(kernel_size.size(), 3)), ceil_mode,
-          count_include_pad};
+  return {kernel_size, stride,           padding, IntArrayRef(kOnes, std::min<size_t>(kernel_size.size(), 3)),
+          ceil_mode,   count_include_pad};
 }
 
 Sizes check_average(const Tensor& x, const Windows& windows, int64_t divisor_override, const Grids& grids) {
@@ -164,8 +164,8 @@ Tensor avg_pool_meta(const Tensor& x, IntArrayRef kernel_size, IntArrayRef strid
                      bool count_include_pad, int64_t divisor_override, double x_scale, int64_t x_zero_point,
                      double y_scale, int64_t y_zero_point, int64_t lo, int64_t hi) {
   const Windows windows = average_windows(kernel_size, stride, padding, ceil_mode, count_include_pad);
-  return empty_result(x, check_average(x, windows, divisor_override,
-                                       {x_scale, x_zero_point, y_scale, y_zero_point, lo, hi}));
+  return empty_result(
+      x, check_average(x, windows, divisor_override, {x_scale, x_zero_point, y_scale, y_zero_point, lo, hi}));
 }
 
 // Other devices compute on the CPU: slow, and the same bits.

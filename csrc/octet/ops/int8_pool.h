@@ -1,5 +1,6 @@
-// INT8 pooling: rules 8 and 9a of docs/numerics.md. The arguments are those of torch.nn's pooling layers, one entry per spatial
-// dimension; x: uint8 [N, C, spatial...] with 1 to 3 spatial dimensions; results have channels innermost (channels_last).
+// INT8 pooling: rules 8 and 9a of docs/numerics.md. The arguments are those of torch.nn's pooling layers, one entry per
+// spatial dimension; x: uint8 [N, C, spatial...] with 1 to 3 spatial dimensions; results have channels innermost
+// (channels_last).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -103,8 +103,8 @@ Tensor add_block_integer(const Tensor& a, const Tensor& b, double alpha, int64_t
 Tensor call_add(const Tensor& a, const Tensor& b, double alpha, int64_t activation, const Tensor& a_scale,
                 const Tensor& a_zero_point, const Tensor& a_steps, int64_t a_qmin, int64_t a_qmax,
                 const Tensor& b_scale, const Tensor& b_zero_point, const Tensor& b_steps, int64_t b_qmin,
-                int64_t b_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
-                const Tensor& output_steps, int64_t output_qmin, int64_t output_qmax) {
+                int64_t b_qmax, const Tensor& output_scale, const Tensor& output_zero_point, const Tensor& output_steps,
+                int64_t output_qmin, int64_t output_qmax) {
   static const auto op = detail::find_op<decltype(call_add)>("_add_block_integer");
   return op.call(a, b, alpha, activation, a_scale, a_zero_point, a_steps, a_qmin, a_qmax, b_scale, b_zero_point,
                  b_steps, b_qmin, b_qmax, output_scale, output_zero_point, output_steps, output_qmin, output_qmax);
@@ -112,20 +112,19 @@ Tensor call_add(const Tensor& a, const Tensor& b, double alpha, int64_t activati
 
 template <bool kMeta>
 Tensor avg_pool_block_integer(const Tensor& x, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                              bool ceil_mode, bool count_include_pad, int64_t divisor_override,
-                              IntArrayRef output_size, const Tensor& input_scale, const Tensor& input_zero_point,
-                              int64_t input_qmin, int64_t input_qmax, const Tensor& output_scale,
-                              const Tensor& output_zero_point, int64_t output_qmin, int64_t output_qmax) {
+                              bool ceil_mode, bool count_include_pad, int64_t divisor_override, IntArrayRef output_size,
+                              const Tensor& input_scale, const Tensor& input_zero_point, int64_t input_qmin,
+                              int64_t input_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
+                              int64_t output_qmin, int64_t output_qmax) {
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
   const Numbers n = read_numbers<kMeta>("avg_pool_block", 0, input, output);
   const Tensor q = to_codes(x, input);
-  const Tensor y =
-      kernel_size.empty()
-          ? int8_adaptive_avg_pool(q, output_size, n.x_scale, n.x_zero_point, n.y_scale, n.y_zero_point, n.bounds.lo,
-                                   n.bounds.hi)
-          : int8_avg_pool(q, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, n.x_scale,
-                          n.x_zero_point, n.y_scale, n.y_zero_point, n.bounds.lo, n.bounds.hi);
+  const Tensor y = kernel_size.empty()
+                       ? int8_adaptive_avg_pool(q, output_size, n.x_scale, n.x_zero_point, n.y_scale, n.y_zero_point,
+                                                n.bounds.lo, n.bounds.hi)
+                       : int8_avg_pool(q, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override,
+                                       n.x_scale, n.x_zero_point, n.y_scale, n.y_zero_point, n.bounds.lo, n.bounds.hi);
   return from_codes(y, output, x);
 }
 
@@ -184,7 +183,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
       "_add_block_integer(Tensor a, Tensor b, float alpha, int activation, Tensor a_scale, Tensor a_zero_point, Tensor "
       "a_steps, int a_qmin, int a_qmax, Tensor b_scale, Tensor b_zero_point, Tensor b_steps, int b_qmin, int b_qmax, "
-      "Tensor output_scale, Tensor output_zero_point, Tensor output_steps, int output_qmin, int output_qmax) -> Tensor");
+      "Tensor output_scale, Tensor output_zero_point, Tensor output_steps, int output_qmin, int output_qmax) -> "
+      "Tensor");
   m.def(
       "_avg_pool_block_integer(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool "
       "count_include_pad, int divisor_override, int[] output_size, Tensor input_scale, Tensor input_zero_point, int "

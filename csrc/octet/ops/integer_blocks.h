@@ -1,5 +1,5 @@
-// The integer path of blocks: float in, float out, in between the bits of the INT8 model. Opaque ops, so that compilers and
-// autocast leave them alone; zero points are read from tensors. Not a public header.
+// The integer path of blocks: float in, float out, in between the bits of the INT8 model. Opaque ops, so that compilers
+// and autocast leave them alone; zero points are read from tensors. Not a public header.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,9 +22,9 @@ at::Tensor conv_integer(const at::Tensor& x, const at::Tensor& weight, const std
                         const BatchNorm& bn, const ConvArguments& conv, int64_t activation, int64_t weight_bits,
                         bool per_channel, const GridRef& input, const GridRef& output);
 
-at::Tensor add_integer(const at::Tensor& a, const at::Tensor& b, double alpha, int64_t activation, const GridRef& a_grid,
-                       const at::Tensor& a_steps, const GridRef& b_grid, const at::Tensor& b_steps,
-                       const GridRef& output, const at::Tensor& output_steps);
+at::Tensor add_integer(const at::Tensor& a, const at::Tensor& b, double alpha, int64_t activation,
+                       const GridRef& a_grid, const at::Tensor& a_steps, const GridRef& b_grid,
+                       const at::Tensor& b_steps, const GridRef& output, const at::Tensor& output_steps);
 
 // Without kernel_size: adaptive to output_size.
 struct PoolArguments {

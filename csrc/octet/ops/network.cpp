@@ -31,7 +31,8 @@ template <class T>
 std::span<const T> constant(const char* name, const Tensor& tensor, at::ScalarType dtype) {
   detail::check_dtype(kOp, name, tensor, dtype);
   TORCH_CHECK(tensor.dim() == 1 && tensor.is_contiguous() && tensor.device().is_cpu(), kOp, ": ", name,
-              " must be a dense one-dimensional tensor on the CPU (got shape ", tensor.sizes(), " on ", tensor.device(), ")");
+              " must be a dense one-dimensional tensor on the CPU (got shape ", tensor.sizes(), " on ", tensor.device(),
+              ")");
   return {tensor.const_data_ptr<T>(), static_cast<size_t>(tensor.numel())};
 }
 
@@ -85,8 +86,8 @@ std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch
 
 int64_t threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// How many parts of the batch run side by side, each with its own buffers: no thread waits for another between two steps. 1
-// where the images do not divide well among the threads: then they share each step.
+// How many parts of the batch run side by side, each with its own buffers: no thread waits for another between two
+// steps. 1 where the images do not divide well among the threads: then they share each step.
 int64_t parts_of_batch(const std::vector<Input>& inputs) {
   const int64_t parts = threads();
   if (parts == 1 || inputs.empty() || inputs[0].type.sizes.empty()) return 1;
@@ -164,8 +165,8 @@ std::vector<Tensor> run_network_cpu(at::TensorList inputs, const Tensor& program
 
 }  // namespace
 
-std::vector<Tensor> run_network(at::TensorList inputs, const Tensor& program, const Tensor& weights, const Tensor& biases,
-                                const Tensor& numbers) {
+std::vector<Tensor> run_network(at::TensorList inputs, const Tensor& program, const Tensor& weights,
+                                const Tensor& biases, const Tensor& numbers) {
   static const auto op = detail::find_op<decltype(run_network)>(kOp);
   return op.call(inputs, program, weights, biases, numbers);
 }

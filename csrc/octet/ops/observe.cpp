@@ -165,7 +165,8 @@ Pair calculate_qparams_any(const Tensor& min, const Tensor& max, int64_t qmin, i
 
 Pair calculate_qparams_meta(const Tensor& min, const Tensor& max, int64_t qmin, int64_t qmax, bool) {
   check_calculate_qparams(min, max, qmin, qmax);
-  return {at::empty_like(min, at::MemoryFormat::Contiguous), at::empty_like(min, min.options().dtype(at::kInt), at::MemoryFormat::Contiguous)};
+  return {at::empty_like(min, at::MemoryFormat::Contiguous),
+          at::empty_like(min, min.options().dtype(at::kInt), at::MemoryFormat::Contiguous)};
 }
 
 }  // namespace

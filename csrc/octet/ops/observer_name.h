@@ -11,7 +11,8 @@ namespace octet::detail {
 
 inline Observer parse_observer(const char* op, std::string_view name) {
   if (name == "min_max") return Observer::kMinMax;
-  TORCH_CHECK(name == "moving_average", op, ": observer must be \"min_max\" or \"moving_average\" (got \"", name, "\")");
+  TORCH_CHECK(name == "moving_average", op, ": observer must be \"min_max\" or \"moving_average\" (got \"", name,
+              "\")");
   return Observer::kMovingAverage;
 }
 

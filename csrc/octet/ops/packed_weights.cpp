@@ -74,8 +74,13 @@ std::shared_ptr<const PackedConv> pack(const at::Tensor& weight, const ConvShape
 
 std::shared_ptr<const PackedConv> packed_weight(const at::Tensor& weight, const ConvShape& shape) {
   if (weight.is_inference()) return pack(weight, shape);  // has no version: a change would go unseen
-  const Key key{static_cast<uint32_t>(weight._version()), weight.storage_offset(), weight.sizes().vec(),
-                weight.strides().vec(), shape.groups, shape.dilation, kernels::active_isa()};
+  const Key key{static_cast<uint32_t>(weight._version()),
+                weight.storage_offset(),
+                weight.sizes().vec(),
+                weight.strides().vec(),
+                shape.groups,
+                shape.dilation,
+                kernels::active_isa()};
   auto found = cache().find(weight.storage().unsafeGetStorageImpl(), key);
   if (found != nullptr) return found;
   found = pack(weight, shape);

@@ -9,8 +9,8 @@ namespace octet {
 
 // Codes clamp(round(x / scale) + zero_point, qmin, qmax), halves to even. NaN gives zero_point, infinities saturate.
 //
-// x: any shape, floating point, met in float32. scale: float32, zero_point: int32, one element each. dtype: uint8 or int8,
-// which must hold [qmin, qmax]. Returns x's shape and strides. No gradient.
+// x: any shape, floating point, met in float32. scale: float32, zero_point: int32, one element each. dtype: uint8 or
+// int8, which must hold [qmin, qmax]. Returns x's shape and strides. No gradient.
 at::Tensor quantize_per_tensor(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin,
                                int64_t qmax, at::ScalarType dtype);
 

@@ -58,14 +58,15 @@ struct Conv {
         weights_at(static_cast<int64_t>(writer.weights.size())),
         biases_at(static_cast<int64_t>(writer.biases.size())),
         multipliers_at(static_cast<int64_t>(writer.numbers.size())) {
-    for (int64_t i = 0; i < channels * channels * 9; ++i) writer.weights.push_back(static_cast<int8_t>(random() % 255 - 127));
+    for (int64_t i = 0; i < channels * channels * 9; ++i)
+      writer.weights.push_back(static_cast<int8_t>(random() % 255 - 127));
     for (int64_t i = 0; i < channels; ++i) writer.biases.push_back(static_cast<int32_t>(random() % 4001) - 2000);
     for (int64_t i = 0; i < channels; ++i) writer.numbers.push_back(static_cast<float>(1 + random() % 9) / 4095.0f);
   }
 
   Words words(int64_t x, Words residual) const {
-    Words all{x, 2, channels, channels, 1, 1, 3, 3, 1, 1, 1, 0, 1, 1, 1, 1, 1, weights_at, biases_at, multipliers_at,
-              7, 100, 3, 250};
+    Words all{x, 2,          channels,  channels,       1, 1,   3, 3,  1, 1, 1, 0, 1, 1, 1, 1,
+              1, weights_at, biases_at, multipliers_at, 7, 100, 3, 250};
     all.insert(all.end(), residual.begin(), residual.end());
     return all;
   }
@@ -77,7 +78,8 @@ struct Conv {
     shape.in = shape.out = {1, height, width};
     shape.kernel = {1, 3, 3};
     shape.padding = {0, 1, 1};
-    ConvEpilogue epilogue{writer.biases.data() + biases_at, writer.numbers.data() + multipliers_at, 7, 100, {3, 250}, nullptr};
+    ConvEpilogue epilogue{
+        writer.biases.data() + biases_at, writer.numbers.data() + multipliers_at, 7, 100, {3, 250}, nullptr};
     Codes y(x.size());
     run_conv(PackedConv(writer.weights.data() + weights_at, shape), shape, x.data(), epilogue, y.data(), serial);
     return y;
@@ -118,7 +120,8 @@ std::string refusal(const Program& program, const std::vector<TensorType>& types
 
 // A residual block, its add once in the epilogue and once on its own.
 struct Residual {
-  Residual(int64_t channels, std::mt19937& random) : writer(1), first(writer, channels, random), second(writer, channels, random) {
+  Residual(int64_t channels, std::mt19937& random)
+      : writer(1), first(writer, channels, random), second(writer, channels, random) {
     const int64_t ratio = writer.number(3.0f / 7.0f), conv_ratio = writer.number(5.0f / 7.0f);
     const int64_t a = writer.step(Opcode::kConv, first.words(0, {-1}));
     const int64_t fused = writer.step(Opcode::kConv, second.words(a, {0, 9, ratio, conv_ratio, 90, 90, 255}));
@@ -130,7 +133,8 @@ struct Residual {
   Codes expected(const Codes& x, int64_t batch, int64_t height, int64_t width) const {
     const Codes b = second.run(writer, first.run(writer, x, batch, height, width), batch, height, width);
     Codes y(x.size());
-    add(x.data(), b.data(), static_cast<int64_t>(x.size()), {9, 3.0f / 7.0f, 100, 5.0f / 7.0f, 90, {90, 255}}, y.data(), serial);
+    add(x.data(), b.data(), static_cast<int64_t>(x.size()), {9, 3.0f / 7.0f, 100, 5.0f / 7.0f, 90, {90, 255}}, y.data(),
+        serial);
     return y;
   }
 
@@ -162,7 +166,8 @@ TEST(Network, TakesPlainOrder) {
     for (int64_t n = 0; n < 3; ++n) {
       for (int64_t c = 0; c < channels; ++c) {
         for (int64_t p = 0; p < 99; ++p) {
-          last[static_cast<size_t>((n * 99 + p) * channels + c)] = plain[static_cast<size_t>((n * channels + c) * 99 + p)];
+          last[static_cast<size_t>((n * 99 + p) * channels + c)] =
+              plain[static_cast<size_t>((n * channels + c) * 99 + p)];
         }
       }
     }
@@ -171,7 +176,8 @@ TEST(Network, TakesPlainOrder) {
   }
 }
 
-// A long chain with skips of every length: buffers are reused all the time, and no value may be lost before its last reader.
+// A long chain with skips of every length: buffers are reused all the time, and no value may be lost before its last
+// reader.
 TEST(Network, ReusedBuffersLoseNothing) {
   std::mt19937 random(3);
   for (int round = 0; round < 20; ++round) {
@@ -182,7 +188,8 @@ TEST(Network, ReusedBuffersLoseNothing) {
       const auto a = static_cast<int64_t>(random() % values.size()), b = static_cast<int64_t>(values.size()) - 1;
       writer.step(Opcode::kAdd, {a, b, 10, half, 20, half, 100, 0, 255});
       Codes y(300);
-      add(values[static_cast<size_t>(a)].data(), values.back().data(), 300, {10, 0.5f, 20, 0.5f, 100, {0, 255}}, y.data(), serial);
+      add(values[static_cast<size_t>(a)].data(), values.back().data(), 300, {10, 0.5f, 20, 0.5f, 100, {0, 255}},
+          y.data(), serial);
       values.push_back(y);
     }
     Network network(writer.program({40, 17, 40}));
@@ -307,7 +314,9 @@ TEST(Network, DamagedProgramsAreRefusedOrHarmless) {
   EXPECT_GT(refused, static_cast<int>(good.size()));
   for (size_t size = 0; size < good.size(); ++size) {
     const Words words(good.begin(), good.begin() + static_cast<int64_t>(size));
-    EXPECT_NE(refusal({words, block.writer.weights, block.writer.biases, block.writer.numbers}, {image({1, 4, 3, 3})}), "") << size;
+    EXPECT_NE(refusal({words, block.writer.weights, block.writer.biases, block.writer.numbers}, {image({1, 4, 3, 3})}),
+              "")
+        << size;
   }
 }
 

@@ -25,8 +25,9 @@ void backwards(int64_t count, int64_t grain, RangeBody body) {
 }
 
 // Channels innermost and not, multiples of sixteen and not, several tiles, partial periods, one element.
-const ChannelLayout kLayouts[] = {{1, 1, 1},    {5, 3, 1},     {4096, 16, 1}, {700, 24, 1}, {97, 130, 1},  {9, 1000, 1},
-                                  {3000, 64, 1}, {20001, 7, 1}, {2, 3, 49},    {3, 5, 1024}, {1, 2, 70001}, {4, 16, 5}};
+const ChannelLayout kLayouts[] = {{1, 1, 1},    {5, 3, 1},    {4096, 16, 1}, {700, 24, 1},
+                                  {97, 130, 1}, {9, 1000, 1}, {3000, 64, 1}, {20001, 7, 1},
+                                  {2, 3, 49},   {3, 5, 1024}, {1, 2, 70001}, {4, 16, 5}};
 
 std::vector<float> normal_values(int64_t n, unsigned seed, float mean = 0.0f) {
   std::mt19937 random(seed);
@@ -211,8 +212,8 @@ TEST_P(Training, AddIsRule10WithTheGradientOfTheSum) {
       Range expected;
       for (int64_t i = 0; i < n; ++i) {
         const float v = a[i] - b[i], active = std::min(std::max(v, low), high);
-        const int32_t q = add_codes(quantize(a[i], a_grid) - 100, tail.a_ratio, quantize(b[i], b_grid) - 128, tail.b_ratio,
-                                    output.zero_point, bounds);
+        const int32_t q = add_codes(quantize(a[i], a_grid) - 100, tail.a_ratio, quantize(b[i], b_grid) - 128,
+                                    tail.b_ratio, output.zero_point, bounds);
         ASSERT_EQ(y[i], dequantize(q, output));
         ASSERT_EQ(passes(pass, {n, 1, 1}, i), v > low && v < high && passes_gradient(active, output));
         expected.min = std::min(expected.min, active);
