@@ -46,3 +46,10 @@ def test_a_float_part_that_does_not_compile_leaves_no_file(tmp_path):
     with pytest.raises(OctetError, match=r"the model's float parts must compile"):
         octet.export.torchscript(int8, inputs(2)[0], tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_portable_files_are_refused(tmp_path):
+    qat, inputs = trained("SharedConv")
+    with pytest.raises(OctetError, match=r"portable must be False"):
+        octet.export.torchscript(octet.convert(qat), inputs(2)[0], tmp_path / "model.pt", portable=True)
+    assert not list(tmp_path.iterdir())

@@ -97,3 +97,22 @@ print("equal", octet.__version__)
 """
     out = run(stranger, "-c", program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
     assert out.split() == ["equal", octet.__version__]
+
+
+def test_a_cpp_program_links_against_the_wheel(stranger, tmp_path):
+    """As docs/cpp.md says; this environment has its torch elsewhere, so that is named too."""
+    cmake_dir = run(stranger, "-c", "import octet; print(octet.get_cmake_dir())", cwd=tmp_path).strip()
+    assert cmake_dir.startswith(str(stranger.parents[1])), cmake_dir
+    source, build = ROOT / "tests" / "cpp" / "consumer", tmp_path / "build"
+    run(
+        "cmake",
+        "-S",
+        source,
+        "-B",
+        build,
+        f"-DOctet_DIR={cmake_dir}",
+        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+    )
+    run("cmake", "--build", build)
+    out = run("ctest", "--test-dir", build, "--verbose")
+    assert f"octet {octet.__version__} for torch" in out and "100% tests passed" in out, out

@@ -15,20 +15,30 @@ from ..errors import OctetError
 from ..io import write_whole
 
 
-def torchscript(model: Int8Model, args: tuple[Any, ...], path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
+def torchscript(
+    model: Int8Model, args: tuple[Any, ...], path: str | os.PathLike[str], portable: bool = False
+) -> torch.jit.ScriptModule:
     """Compiles the INT8 model with `torch.jit.script`, checks it against `model` on `args`, and writes it to `path`.
 
     Any batch size runs. The program that loads the file must be linked with liboctet, which registers the ops.
+
+    Args:
+        model: what `octet.convert` returned.
+        args: an example call, positional.
+        path: the file; written whole or not at all.
+        portable: a file of torch's own operators only, for programs without liboctet: not supported by this version.
 
     Returns:
         The scripted module.
 
     Raises:
         TypeError: not a converted model.
-        OctetError: TorchScript cannot compile a float part of the model, or computes something else.
+        OctetError: TorchScript cannot compile a float part of the model, or computes something else; `portable=True`.
     """
     if not isinstance(model, Int8Model):
         raise TypeError(f"torchscript: the model must come from octet.convert (got {type(model).__name__})")
+    if portable:
+        raise OctetError("torchscript: portable must be False, files need liboctet's operators (got True)")
     try:
         with warnings.catch_warnings():
             # About the constructor of torch.fx.GraphModule; nothing of the model is meant.
