@@ -2,8 +2,10 @@
 
     python benchmarks/models/run.py --models resnet20,mobilenetv2 --batch 1 --threads 2 --json out.json
 
-Every peer runs with the settings its own documentation recommends for latency. A peer that is not installed is named
-and left out: `pip install onnx onnxruntime openvino` gives all of them but torch's own.
+Every peer runs with the settings its own documentation recommends for latency, in the memory order it prefers: torch,
+octet and LiteRT get channels-last images, the ONNX runtimes NCHW. A peer that is not installed is named and left out;
+`pip install -r benchmarks/models/requirements.txt` gives them all. LiteRT's networks are written by `export_tflite.py`,
+which needs TensorFlow; the others' are written on first use.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -23,11 +24,12 @@ from pathlib import Path
 Run = Callable[[], object]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--models", default="resnet18,mobilenetv2,resnet20,ffn")
-parser.add_argument("--engines", default="octet,octet_script,onnxruntime,openvino,torch_fx,torch_fp32")
+parser.add_argument("--engines", default="octet,octet_script,onnxruntime,openvino,litert,torch_fx,torch_fp32")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=6)
 parser.add_argument("--slice", type=float, default=0.25, help="seconds for each engine in each round")
+parser.add_argument("--files", type=Path, default=Path("networks"), help="where peers' networks lie, or are written")
 parser.add_argument("--json", type=Path)
 options = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when the libraries load
@@ -82,8 +84,19 @@ def torch_fx(name: str, batch: int) -> Run:
         return torch_run(torch.jit.freeze(torch.jit.trace(convert_fx(model), x)), x)
 
 
-def qdq_model(name: str, folder: Path) -> Path:
-    """The network as ONNX with u8 activations and s8 weights per channel, which both runtimes have kernels for."""
+def onnx_model(name: str) -> Path:
+    path = options.files / f"{name}.onnx"
+    if not path.exists():
+        free = {"x": {0: "N"}, "y": {0: "N"}}
+        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": free}
+        torch.onnx.export(
+            networks.make(name), (networks.example(name, 1),), path, opset_version=17, dynamo=False, **names
+        )
+    return path
+
+
+def qdq_model(name: str) -> Path:
+    """The network with u8 activations and s8 weights per channel, which ONNX Runtime has kernels for."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -94,17 +107,25 @@ def qdq_model(name: str, folder: Path) -> Path:
         def get_next(self) -> dict | None:
             return next(self.rest, None)
 
-    plain, prepared, quantized = (folder / f"{name}{suffix}.onnx" for suffix in ("", ".prepared", ".int8"))
+    prepared, quantized = (options.files / f"{name}.{suffix}.onnx" for suffix in ("prepared", "qdq"))
     if not quantized.exists():
-        free = {"x": {0: "N"}, "y": {0: "N"}}
-        model, x = networks.make(name), networks.example(name, 1)
-        torch.onnx.export(
-            model, (x,), plain, input_names=["x"], output_names=["y"], dynamic_axes=free, opset_version=17, dynamo=False
-        )
-        quant_pre_process(plain, prepared)
+        quant_pre_process(onnx_model(name), prepared)
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
         quantize_static(prepared, quantized, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
     return quantized
+
+
+def nncf_model(name: str) -> Path:
+    """The network as OpenVINO's own quantizer makes it."""
+    import nncf
+    import openvino as runtime
+
+    path = options.files / f"{name}.xml"
+    if not path.exists():
+        data = nncf.Dataset([x.numpy() for x in batches(name)])
+        model = nncf.quantize(runtime.Core().read_model(onnx_model(name)), data, subset_size=4)
+        runtime.save_model(model, path, compress_to_fp16=False)
+    return path
 
 
 def onnxruntime(name: str, batch: int) -> Run:
@@ -114,7 +135,7 @@ def onnxruntime(name: str, batch: int) -> Run:
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     x = networks.example(name, batch).numpy()
     settings.add_free_dimension_override_by_name("N", x.shape[0])
-    session = runtime.InferenceSession(qdq_model(name, FOLDER), settings, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(qdq_model(name), settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
     binding.bind_output("y", "cpu")
@@ -125,7 +146,7 @@ def openvino(name: str, batch: int) -> Run:
     import openvino as runtime
 
     core = runtime.Core()
-    model = core.read_model(qdq_model(name, FOLDER))
+    model = core.read_model(nncf_model(name))
     x = networks.example(name, batch).numpy()
     model.reshape({"x": list(x.shape)})
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
@@ -134,11 +155,25 @@ def openvino(name: str, batch: int) -> Run:
     return request.infer
 
 
+def litert(name: str, batch: int) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    network = Interpreter(str(options.files / f"{name}.tflite"), num_threads=options.threads)  # XNNPACK by default
+    x = networks.example(name, batch)
+    x = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous().numpy()
+    place = network.get_input_details()[0]["index"]
+    network.resize_tensor_input(place, x.shape)
+    network.allocate_tensors()
+    network.set_tensor(place, x)
+    return network.invoke
+
+
 ENGINES: dict[str, Callable[[str, int], Run]] = {
     "octet": octet,
     "octet_script": lambda name, batch: octet(name, batch, script=True),
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "litert": litert,
     "torch_fx": torch_fx,
     "torch_fp32": torch_fp32,
 }
@@ -150,7 +185,7 @@ def prepare(name: str) -> dict[str, Run]:
         try:
             runs[engine] = ENGINES[engine](name, options.batch)
             runs[engine]()
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # not installed, no file
             print(f"{name}: {engine} left out: {error}", file=sys.stderr)
     return runs
 
@@ -198,9 +233,8 @@ if __name__ == "__main__":
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, batch {options.batch}, "
           f"{options.threads} threads")  # fmt: skip
     rows: list[dict] = []
-    with tempfile.TemporaryDirectory() as folder:
-        FOLDER = Path(folder)
-        for name in options.models.split(","):
-            rows += report(name, measure(prepare(name)))
+    options.files.mkdir(parents=True, exist_ok=True)
+    for name in options.models.split(","):
+        rows += report(name, measure(prepare(name)))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

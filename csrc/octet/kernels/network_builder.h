@@ -94,6 +94,7 @@ class NetworkBuilder {
   // Decides the offsets of all inner buffers; gives the bytes they need together.
   size_t place_buffers();
 
+  size_t steps() const { return steps_.size(); }
   std::vector<BoundStep> take_steps() { return std::move(steps_); }
   std::span<const Buffer> buffers() const { return buffers_; }
 
