@@ -140,6 +140,33 @@ def test_low_memory_gives_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(usual, lean, strict=True))
 
 
+def test_integer_sums_are_the_convolution() -> None:
+    for seed in range(8):
+        block = Block(seed)
+        codes, scale = ops._input_codes(block.x.detach(), *block.input)
+        conv = (*([v, v] for v in (block.stride, block.padding, block.dilation)), block.groups)
+        sums, mean, var, low, high = ops._conv_sums(codes, scale, block.input[1], block.weight.detach(), 8, True, *conv)
+        block.bias = None
+        expected = block.convolution().detach()
+        torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-4)
+        by_channel = sums.transpose(0, 1).flatten(1)
+        assert torch.equal(low, by_channel.amin(1)) and torch.equal(high, by_channel.amax(1))
+        torch.testing.assert_close(mean.double(), by_channel.double().mean(1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(var.double(), by_channel.double().var(1, unbiased=False), rtol=1e-5, atol=1e-6)
+
+
+def test_codes_travel_with_the_values() -> None:
+    """A block's output brings its codes, until somebody writes to it."""
+    block = Block(0)
+    y = block.run()[0]
+    assert torch.equal(ops._input_codes(y, *block.output)[0], ops.quantize_per_tensor(y, *block.output, torch.uint8))
+    other = (block.output[0] * 2, *block.output[1:])
+    assert torch.equal(ops._input_codes(y, *other)[0], ops.quantize_per_tensor(y, *other, torch.uint8))
+    with torch.no_grad():
+        y.mul_(0.5)
+    assert torch.equal(ops._input_codes(y, *block.output)[0], ops.quantize_per_tensor(y, *block.output, torch.uint8))
+
+
 def saved_bytes(run) -> int:
     seen: dict[int, int] = {}
 
@@ -233,10 +260,19 @@ def test_autocast_changes_the_convolution_only() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS[2])
 def test_opcheck(layout: torch.memory_format) -> None:
     block = Block(1, layout=layout)
+    x = block.x.detach()
+    torch.library.opcheck(ops._input_codes.default, (x, *block.input))
+    codes, scale = ops._input_codes(x, *block.input)
+    conv = (*([v, v] for v in (block.stride, block.padding, block.dilation)), block.groups)
+    arguments = (codes, scale, block.input[1], block.weight.detach(), 8, True, *conv)
+    torch.library.opcheck(ops._conv_sums.default, arguments)
     sums = block.convolution().detach()
-    tail = (sums, block.gamma.detach(), block.beta.detach(), 1e-5, 1, *block.output, True)
+    torch.library.opcheck(ops._batch_statistics.default, (sums,))
+    statistics = ops._batch_statistics(sums)
+    tail = (sums, *statistics, block.gamma.detach(), block.beta.detach(), 1e-5, 1, *block.output, True)
     torch.library.opcheck(ops._block_tail.default, tail)
-    y, bits, _, _, mean, var = ops._block_tail(*tail)
+    y, bits, _, _ = ops._block_tail(*tail)
+    mean, var = statistics[:2]
     torch.library.opcheck(
         ops._block_tail_backward.default, (torch.randn_like(y), bits, sums, mean, var, block.gamma.detach(), 1e-5)
     )

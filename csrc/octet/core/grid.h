@@ -23,6 +23,8 @@ struct Grid {
   int32_t zero_point = 0;
   int32_t qmin = 0;
   int32_t qmax = 255;
+
+  bool operator==(const Grid&) const = default;
 };
 
 struct Range {

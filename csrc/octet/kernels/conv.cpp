@@ -1,6 +1,7 @@
 #include "octet/kernels/conv.h"
 
 #include <cassert>
+#include <vector>
 
 #include "octet/kernels/kernel_set.h"
 
@@ -60,6 +61,16 @@ void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* 
 void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
               float scale, float* y, ParallelFor parallel) {
   run(weights.impl(), shape, x, epilogue, {.floats = y, .scale = scale}, parallel);
+}
+
+void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, int32_t x_zero_point,
+                   const float* multiplier, float* y, ParallelFor parallel) {
+  const std::vector<int32_t> bias(shape.out_channels, 0);
+  ConvEpilogue epilogue;
+  epilogue.bias = bias.data();
+  epilogue.multiplier = multiplier;
+  epilogue.x_zero_point = x_zero_point;
+  run(weights.impl(), shape, x, epilogue, {.floats = y, .sums = true}, parallel);
 }
 
 }  // namespace octet::kernels

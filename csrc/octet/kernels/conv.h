@@ -89,4 +89,8 @@ void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* 
 void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
               float scale, float* y, ParallelFor parallel);
 
+// multiplier * sum((x - x_zero_point) * w) as it is, no grid behind it. multiplier: per output channel.
+void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, int32_t x_zero_point,
+                   const float* multiplier, float* y, ParallelFor parallel);
+
 }  // namespace octet::kernels

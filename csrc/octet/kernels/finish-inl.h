@@ -47,10 +47,25 @@ static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_
   }
 }
 
+static void finish_sums(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const float* multiplier,
+                        float* y, int64_t pixel_stride) {
+  for (int64_t c = 0; c < channels; c += Lanes::kCount) {
+    const int n = static_cast<int>(std::min<int64_t>(Lanes::kCount, channels - c));
+    const auto factor = Lanes::load(multiplier + c, n);
+    for (int row = 0; row < rows; ++row) {
+      Lanes::store(y + row * pixel_stride + c, Lanes::mul(Lanes::load_int(acc + row * acc_stride + c), factor), n);
+    }
+  }
+}
+
 // acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel`
 // on. The first channel of the first pixel lies at y[pixel].
 static void finish(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
                    int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+  if (y.sums) {
+    return finish_sums(acc, acc_stride, rows, channels, e.multiplier + channel, y.floats + pixel + channel,
+                       pixel_stride);
+  }
   if (y.codes && !e.residual) {
     const int64_t done =
         Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes + pixel + channel, pixel_stride);

@@ -13,11 +13,12 @@
 
 namespace octet::kernels {
 
-// Where a convolution's codes go: as they are, or dequantized.
+// Where a convolution's codes go: as they are, or dequantized. Or (`sums`) multiplier * accumulator, for training.
 struct ConvOutput {
   uint8_t* codes = nullptr;
   float* floats = nullptr;
   float scale = 1.0f;
+  bool sums = false;
 };
 
 struct PackedWeights {

@@ -24,6 +24,7 @@ inline constexpr int kParts = kLanes / kPart;
 
 typedef float FloatPart __attribute__((vector_size(kPart * sizeof(float))));
 typedef int32_t IntPart __attribute__((vector_size(kPart * sizeof(int32_t))));
+typedef uint8_t BytePart __attribute__((vector_size(kPart)));
 
 struct Lanes {
   FloatPart part[kParts];
@@ -48,6 +49,24 @@ inline Lanes load(const float* p) {
 
 inline void store(float* p, const Lanes& v) {
   for (int i = 0; i < kParts; ++i) std::memcpy(p + i * kPart, &v.part[i], sizeof(FloatPart));
+}
+
+// Sixteen integers in [0, 255]; NaN gives some byte.
+inline void store_bytes(uint8_t* p, const Lanes& v) {
+  for (int i = 0; i < kParts; ++i) {
+    const BytePart bytes = __builtin_convertvector(__builtin_convertvector(v.part[i], IntPart), BytePart);
+    std::memcpy(p + i * kPart, &bytes, kPart);
+  }
+}
+
+inline Lanes load_bytes(const uint8_t* p) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) {
+    BytePart bytes;
+    std::memcpy(&bytes, p + i * kPart, kPart);
+    r.part[i] = __builtin_convertvector(__builtin_convertvector(bytes, IntPart), FloatPart);
+  }
+  return r;
 }
 
 #define OCTET_LANES_OPERATOR(op)                                         \
@@ -153,7 +172,9 @@ inline float sum_of(const Lanes& v) {
 // How a body touches memory: whole blocks of sixteen, or the last few elements of an array.
 struct WholeBlock {
   Lanes load(const float* p, const Lanes&) const { return OCTET_ISA_NAMESPACE::load(p); }
+  Lanes load_bytes(const uint8_t* p, uint8_t) const { return OCTET_ISA_NAMESPACE::load_bytes(p); }
   void store(float* p, const Lanes& v) const { OCTET_ISA_NAMESPACE::store(p, v); }
+  void store_bytes(uint8_t* p, const Lanes& v) const { OCTET_ISA_NAMESPACE::store_bytes(p, v); }
 };
 
 struct PartialBlock {
@@ -179,6 +200,18 @@ struct PartialBlock {
     OCTET_ISA_NAMESPACE::store(lane, v);
     for (int l = 0; l < count; ++l) p[l] = lane[l];
 #endif
+  }
+
+  Lanes load_bytes(const uint8_t* p, uint8_t fill) const {
+    uint8_t byte[kLanes];
+    for (int l = 0; l < kLanes; ++l) byte[l] = l < count ? p[l] : fill;
+    return OCTET_ISA_NAMESPACE::load_bytes(byte);
+  }
+
+  void store_bytes(uint8_t* p, const Lanes& v) const {
+    uint8_t byte[kLanes];
+    OCTET_ISA_NAMESPACE::store_bytes(byte, v);
+    for (int l = 0; l < count; ++l) p[l] = byte[l];
   }
 
 #if defined(__AVX512F__)

@@ -90,21 +90,16 @@ inline Lanes clamp_steps(const Lanes& steps, float first, float last) {
   return round_even(at_most(at_least(steps, splat(first)), splat(last)));
 }
 
-// Activation, then fake quantization (rule 2). pass: where both let the gradient through.
-inline Lanes apply_tail(const TailBounds& bounds, const Lanes& v, uint16_t& pass) {
+// Activation, then fake quantization (rule 2), in steps. pass: where both let the gradient through.
+inline Lanes tail_steps(const TailBounds& bounds, const Lanes& v, uint16_t& pass) {
   const Lanes low = splat(bounds.low), high = splat(bounds.high);
   const Lanes active = at_most(at_least(v, low), high);
-  const Mask open = (low < v) & (v < high);
-  if (!bounds.quantize) {
-    pass = mask_to_bits(open);
-    return active;
-  }
   // One step beyond either end is enough to tell that a value lies outside, and keeps round_even in its range.
-  const Lanes first = splat(bounds.first), last = splat(bounds.last), scale = splat(bounds.scale);
-  const Lanes near = at_most(at_least(active / scale, splat(bounds.first - 1)), splat(bounds.last + 1));
+  const Lanes first = splat(bounds.grid.first), last = splat(bounds.grid.last), scale = splat(bounds.grid.scale);
+  const Lanes near = at_most(at_least(active / scale, splat(bounds.grid.first - 1)), splat(bounds.grid.last + 1));
   const Lanes steps = round_even(near);
-  pass = mask_to_bits(open & (first <= steps) & (steps <= last));
-  return scale * at_most(at_least(steps, first), last);
+  pass = mask_to_bits((low < v) & (v < high) & (first <= steps) & (steps <= last));
+  return at_most(at_least(steps, first), last);
 }
 
 struct ForwardColumn {
@@ -119,7 +114,9 @@ struct ForwardColumn {
   template <class Access>
   void block(const ForwardArgs& args, int64_t offset, int64_t word, Access access) {
     uint16_t bits;
-    access.store(args.y + offset, apply_tail(args.bounds, access.load(args.x + offset, shift) * gain + shift, bits));
+    const Lanes steps = tail_steps(args.bounds, access.load(args.x + offset, shift) * gain + shift, bits);
+    access.store(args.y + offset, splat(args.bounds.grid.scale) * steps);
+    if (args.codes) access.store_bytes(args.codes + offset, steps + splat(args.bounds.grid.zero_point));
     if (args.pass) args.pass[word] = bits;
   }
 
@@ -176,6 +173,41 @@ struct BackwardColumn {
   void finish(const BackwardArgs&, int64_t) {}
 };
 
+struct CodesColumn {
+  static constexpr bool kInOrder = true;
+  Lanes poison;  // a NaN makes it NaN
+
+  void start(const CodesArgs&, int64_t) { poison = splat(0); }
+
+  template <class Access>
+  void block(const CodesArgs& args, int64_t offset, int64_t, Access access) {
+    const Lanes x = access.load(args.x + offset, splat(0));
+    const Lanes steps = clamp_steps(x / splat(args.grid.scale), args.grid.first, args.grid.last);
+    poison = poison + steps * splat(0);
+    access.store_bytes(args.codes + offset, steps + splat(args.grid.zero_point));
+  }
+
+  void finish(const CodesArgs& args, int64_t) { *args.poison += sum_of(poison); }
+};
+
+// What an operand is in steps of its grid, and its value.
+struct AddTerm {
+  Lanes steps, value;
+};
+
+template <bool kCodes, class Access>
+inline AddTerm add_term(const AddOperand& x, const StepBounds& grid, int64_t offset, Access access) {
+  // Lanes behind the end repeat the first element, so that they do not widen the range.
+  if constexpr (kCodes) {
+    const Lanes steps = access.load_bytes(x.codes + offset, x.codes[offset]) - splat(grid.zero_point);
+    return {steps, splat(grid.scale) * steps};
+  } else {
+    const Lanes value = access.load(x.values + offset, splat(x.values[offset]));
+    return {clamp_steps(value / splat(grid.scale), grid.first, grid.last), value};
+  }
+}
+
+template <bool kCodes>
 struct AddColumn {
   static constexpr bool kInOrder = true;
   Lanes low, high, poison;  // an infinity or a NaN makes poison NaN
@@ -188,13 +220,16 @@ struct AddColumn {
 
   template <class Access>
   void block(const AddArgs& args, int64_t offset, int64_t word, Access access) {
-    // Lanes behind the end repeat the first element, so that they do not widen the range.
-    const Lanes a = access.load(args.a + offset, splat(args.a[offset]));
-    const Lanes b = access.load(args.b + offset, splat(args.b[offset]));
-    const Lanes v = a + splat(args.alpha) * b;
+    const AddTerm a = add_term<kCodes>(args.a, args.a_grid, offset, access);
+    const AddTerm b = add_term<kCodes>(args.b, args.b_grid, offset, access);
+    const Lanes v = a.value + splat(args.alpha) * b.value;
     uint16_t bits;
-    apply_tail(args.bounds, v, bits);
-    access.store(args.y + offset, keep_nan(v, value(args, a, b)));
+    tail_steps(args.bounds, v, bits);
+    // Rule 10.
+    const Lanes sum = a.steps * splat(args.a_ratio) + b.steps * splat(args.b_ratio);
+    const Lanes steps = clamp_steps(sum, args.lowest, args.highest);
+    access.store(args.y + offset, keep_nan(v, splat(args.bounds.grid.scale) * steps));
+    if (args.codes) access.store_bytes(args.codes + offset, steps + splat(args.bounds.grid.zero_point));
     if (args.pass) args.pass[word] = bits;
     const Lanes active = at_most(at_least(v, splat(args.bounds.low)), splat(args.bounds.high));
     poison = poison + active * splat(0);
@@ -213,14 +248,6 @@ struct AddColumn {
     }
     *args.poison += sum_of(poison);
   }
-
-  // Rule 10.
-  static Lanes value(const AddArgs& args, const Lanes& a, const Lanes& b) {
-    const Lanes a_steps = clamp_steps(a / splat(args.a_grid.scale), args.a_grid.first, args.a_grid.last);
-    const Lanes b_steps = clamp_steps(b / splat(args.b_grid.scale), args.b_grid.first, args.b_grid.last);
-    const Lanes sum = a_steps * splat(args.a_ratio) + b_steps * splat(args.b_ratio);
-    return splat(args.bounds.scale) * clamp_steps(sum, args.lowest, args.highest);
-  }
 };
 
 inline constexpr TrainingKernels kTrainingKernels{
@@ -232,7 +259,11 @@ inline constexpr TrainingKernels kTrainingKernels{
     [](const BackwardArgs& args, int64_t begin, int64_t end) {
       args.x ? run_tiles<BackwardColumn<true>>(args, begin, end) : run_tiles<BackwardColumn<false>>(args, begin, end);
     },
-    [](const AddArgs& args, int64_t begin, int64_t end) { run_tiles<AddColumn>(args, begin, end); },
+    [](const CodesArgs& args, int64_t begin, int64_t end) { run_tiles<CodesColumn>(args, begin, end); },
+    [](const AddArgs& args, int64_t begin, int64_t end) {
+      args.a.codes&& args.b.codes ? run_tiles<AddColumn<true>>(args, begin, end)
+                                  : run_tiles<AddColumn<false>>(args, begin, end);
+    },
 };
 
 }  // namespace octet::kernels::OCTET_ISA_NAMESPACE

@@ -102,12 +102,13 @@ struct Partials {
 };
 
 StepBounds steps_of(const Grid& grid) {
-  return {grid.scale, static_cast<float>(grid.qmin - grid.zero_point), static_cast<float>(grid.qmax - grid.zero_point)};
+  const auto from_zero = [&](int32_t code) { return static_cast<float>(code - grid.zero_point); };
+  return {grid.scale, from_zero(grid.qmin), from_zero(grid.qmax), static_cast<float>(grid.zero_point)};
 }
 
 TailBounds bounds_of(const Tail& tail) {
   const StepBounds steps = steps_of(tail.grid);
-  TailBounds bounds{-kInfinity, kInfinity, steps.scale, steps.first, steps.last, tail.quantize};
+  TailBounds bounds{-kInfinity, kInfinity, steps};
   if (tail.activation != Activation::kIdentity) bounds.low = 0.0f;
   if (tail.activation == Activation::kRelu6) bounds.high = 6.0f;
   return bounds;
@@ -172,14 +173,14 @@ Range tail_range(const float* min, const float* max, int64_t channels, const Tai
   return range;
 }
 
-void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, float* y, uint8_t* pass,
+void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, const TailOutput& out,
                   ParallelFor parallel) {
   const Walk walk = make_walk(layout);
   const std::vector<float> gain = make_table(walk, tail.gain), shift = make_table(walk, tail.shift);
   const TailBounds bounds = bounds_of(tail);
   const auto& run = kernels();
   parallel_tiles(walk, parallel, [&](int64_t begin, int64_t end) {
-    run.forward({&walk, x, gain.data(), shift.data(), bounds, y, words(pass)}, begin, end);
+    run.forward({&walk, x, gain.data(), shift.data(), bounds, out.y, out.codes, words(out.pass)}, begin, end);
   });
 }
 
@@ -213,20 +214,31 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
   });
 }
 
-Range add_forward(const float* a, const float* b, int64_t n, const AddTail& tail, float* y, uint8_t* pass,
+bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel) {
+  const Walk walk = make_walk({n, 1, 1});
+  const Chunks chunks(walk);
+  std::vector<float> poison(chunks.count, 0.0f);
+  const auto& run = kernels();
+  parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
+    run.codes({&walk, x, steps_of(grid), codes, &poison[c]}, begin, end);
+  });
+  return std::none_of(poison.begin(), poison.end(), [](float p) { return std::isnan(p); });
+}
+
+Range add_forward(const AddOperand& a, const AddOperand& b, int64_t n, const AddTail& tail, const TailOutput& out,
                   ParallelFor parallel) {
   if (n == 0) return {};
   const Walk walk = make_walk({n, 1, 1});
   const Chunks chunks(walk);
   std::vector<Range> ranges(chunks.count);
   std::vector<float> poison(chunks.count, 0.0f);
-  const TailBounds bounds = bounds_of({nullptr, nullptr, tail.activation, tail.output, true});
+  const TailBounds bounds = bounds_of({nullptr, nullptr, tail.activation, tail.output});
   const CodeBounds codes = activation_bounds(tail.activation, tail.output);
   const auto step = [&](int32_t code) { return static_cast<float>(code - tail.output.zero_point); };
   const auto& run = kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.add({&walk, a, b, tail.alpha, steps_of(tail.a), steps_of(tail.b), tail.a_ratio, tail.b_ratio, step(codes.lo),
-             step(codes.hi), bounds, y, words(pass), &ranges[c], &poison[c]},
+             step(codes.hi), bounds, out.y, out.codes, words(out.pass), &ranges[c], &poison[c]},
             begin, end);
   });
   Range range;

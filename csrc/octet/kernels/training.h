@@ -32,16 +32,21 @@ struct Tail {
   const float* shift = nullptr;
   Activation activation = Activation::kIdentity;
   Grid grid;
-  bool quantize = true;  // false: act(gain x + shift), nothing clamped by the grid
 };
 
 // The range of act(gain x + shift), exact from the channels' extremes: each step is monotone. NaN where a channel's
 // extremes, gain or shift are.
 Range tail_range(const float* min, const float* max, int64_t channels, const Tail& tail);
 
-// y may be x. pass: where the gradient of activation and fake quantization (rule 2) is 1, tail_pass_bytes(layout)
-// bytes, 2-byte aligned; may be null.
-void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, float* y, uint8_t* pass,
+// What a tail writes, all but y may be null.
+struct TailOutput {
+  float* y = nullptr;
+  uint8_t* codes = nullptr;  // those of y; of a NaN some code
+  uint8_t* pass = nullptr;   // where the gradient of activation and fake quantization (rule 2) is 1, 2-byte aligned
+};
+
+// y may be x. tail_pass_bytes(layout) bytes of pass bits.
+void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, const TailOutput& out,
                   ParallelFor parallel);
 
 // Per channel: sum = sum of the gradient where it passes; dot = sum of the same times (x - mean), unless x is null.
@@ -59,6 +64,9 @@ struct TailGradient {
 void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
                    const ChannelLayout& layout, float* grad_x, ParallelFor parallel);
 
+// Rule 1 for n elements, and whether none of them is NaN, which a code cannot tell.
+bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel);
+
 // A residual add: the value by rule 10, the gradient that of fake_quantize(act(a + alpha b)).
 struct AddTail {
   Grid a, b;
@@ -68,8 +76,15 @@ struct AddTail {
   Grid output;
 };
 
-// n elements; NaN where a + alpha b is. Returns the range of act(a + alpha b). pass as above with the layout {n, 1, 1}.
-Range add_forward(const float* a, const float* b, int64_t n, const AddTail& tail, float* y, uint8_t* pass,
+// One operand: its values, which lie on its grid up to rounding, or their codes.
+struct AddOperand {
+  const float* values = nullptr;
+  const uint8_t* codes = nullptr;
+};
+
+// n elements, both operands by their codes if both have some; NaN where a + alpha b is. Returns the range of
+// act(a + alpha b). Pass bits as above with the layout {n, 1, 1}.
+Range add_forward(const AddOperand& a, const AddOperand& b, int64_t n, const AddTail& tail, const TailOutput& out,
                   ParallelFor parallel);
 
 }  // namespace octet::kernels

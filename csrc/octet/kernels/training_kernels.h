@@ -22,11 +22,15 @@ struct StatisticsArgs {
   float* max;
 };
 
-// The activation as a clamp, the grid in steps from its zero point.
+// A grid in steps from its zero point.
+struct StepBounds {
+  float scale, first, last, zero_point;
+};
+
+// The activation as a clamp, and the grid.
 struct TailBounds {
   float low, high;
-  float scale, first, last;
-  bool quantize;
+  StepBounds grid;
 };
 
 struct ForwardArgs {
@@ -36,6 +40,7 @@ struct ForwardArgs {
   const float* shift;
   TailBounds bounds;
   float* y;
+  uint8_t* codes;  // may be null
   uint16_t* pass;  // may be null
 };
 
@@ -58,21 +63,24 @@ struct BackwardArgs {
   float* grad_x;
 };
 
-// A grid in steps from its zero point.
-struct StepBounds {
-  float scale, first, last;
+struct CodesArgs {
+  const Walk* walk;
+  const float* x;
+  StepBounds grid;
+  uint8_t* codes;
+  float* poison;  // becomes NaN where a value is
 };
 
 struct AddArgs {
   const Walk* walk;
-  const float* a;
-  const float* b;
+  AddOperand a, b;
   float alpha;
   StepBounds a_grid, b_grid;
   float a_ratio, b_ratio;
   float lowest, highest;  // steps of the result: the activation as a clamp of codes
   TailBounds bounds;
   float* y;
+  uint8_t* codes;  // may be null
   uint16_t* pass;
   Range* range;   // of the finite values
   float* poison;  // becomes NaN where a value is not finite
@@ -83,6 +91,7 @@ struct TrainingKernels {
   void (*forward)(const ForwardArgs&, int64_t begin, int64_t end);
   void (*backward_sums)(const BackwardSumsArgs&, int64_t begin, int64_t end);
   void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
+  void (*codes)(const CodesArgs&, int64_t begin, int64_t end);
   void (*add)(const AddArgs&, int64_t begin, int64_t end);
 };
 

@@ -4,35 +4,37 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "octet/kernels/training.h"
 #include "octet/ops/block_parts.h"
 #include "octet/ops/common.h"
+#include "octet/ops/grid_codes.h"
+#include "octet/ops/nhwc.h"
 #include "octet/ops/parallel.h"
 
 namespace octet {
 
 using at::Tensor;
 using Optional = std::optional<Tensor>;
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // mean, var, min, max
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;     // y, pass bits, min, max
 using Backward = std::tuple<Tensor, Tensor, Tensor>;
 
 namespace {
 
-bool channels_innermost(const Tensor& x) { return x.suggest_memory_format() != at::MemoryFormat::Contiguous; }
-
-// contiguous or channels_last, as `like` suggests.
+// float32 with channels innermost or contiguous, as `like` is.
 Tensor in_order(const Tensor& x, const Tensor& like) {
-  return x.to(at::kFloat).contiguous(like.suggest_memory_format());
+  const Tensor floats = x.to(at::kFloat);
+  return detail::is_channels_innermost(like) ? detail::channels_innermost(floats) : floats.contiguous();
 }
 
 kernels::ChannelLayout layout_of(const Tensor& x) {
   const int64_t channels = x.size(1), batch = x.size(0);
   const int64_t pixels = x.numel() == 0 ? 0 : x.numel() / (batch * channels);
-  if (channels_innermost(x)) return {batch * pixels, channels, 1};
+  if (detail::is_channels_innermost(x)) return {batch * pixels, channels, 1};
   return {batch, channels, pixels};
 }
 
@@ -46,52 +48,75 @@ std::vector<float> channel_values(const Optional& t, int64_t channels, float sta
 
 float inverse_deviation(float variance, double eps) { return static_cast<float>(1.0 / std::sqrt(variance + eps)); }
 
+// Batch norm by finite statistics makes no NaN: had x one, they would not be finite.
+bool all_finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+Statistics allocate_statistics(const Tensor& x) {
+  const auto make = [&] { return at::empty_symint({x.sym_size(1)}, x.options().dtype(at::kFloat)); };
+  return {make(), make(), make(), make()};
+}
+
+Statistics statistics_cpu(const Tensor& raw) {
+  const Tensor x = in_order(raw, raw);
+  const Statistics result = allocate_statistics(x);
+  const auto& [mean, var, min, max] = result;
+  const kernels::ChannelStatistics out{mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>(),
+                                       min.mutable_data_ptr<float>(), max.mutable_data_ptr<float>()};
+  kernels::channel_statistics(x.const_data_ptr<float>(), layout_of(x), out, detail::torch_parallel);
+  return result;
+}
+
 // Tensors for the results, the same under Meta. x is already in order.
 Forward allocate(const Tensor& x) {
   const auto options = x.options();
   // Bits in groups of sixteen: through the whole array if channels are innermost, else each row starts a new group.
   const c10::SymInt rows = x.sym_size(0) * x.sym_size(1);
   const c10::SymInt words =
-      channels_innermost(x) ? (x.sym_numel() + 15) / 16 : rows * ((x.sym_numel() / rows.max(1) + 15) / 16);
-  const std::vector<c10::SymInt> bytes{words * 2}, channels{x.sym_size(1)};
-  return {at::empty_like(x),
-          at::empty_symint(bytes, options.dtype(at::kByte)),
-          at::empty({}, options),
-          at::empty({}, options),
-          at::empty_symint(channels, options),
-          at::empty_symint(channels, options)};
+      detail::is_channels_innermost(x) ? (x.sym_numel() + 15) / 16 : rows * ((x.sym_numel() / rows.max(1) + 15) / 16);
+  const std::vector<c10::SymInt> bytes{words * 2};
+  return {at::empty_like(x), at::empty_symint(bytes, options.dtype(at::kByte)), at::empty({}, options),
+          at::empty({}, options)};
 }
 
-Forward forward_cpu(const Tensor& raw, const Optional& gamma, const Optional& beta, double eps, int64_t activation,
-                    const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax, bool observe) {
+Forward forward_cpu(const Tensor& raw, const Tensor& mean, const Tensor& var, const Tensor& low, const Tensor& high,
+                    const Optional& gamma, const Optional& beta, double eps, int64_t activation, const Tensor& scale,
+                    const Tensor& zero_point, int64_t qmin, int64_t qmax, bool observe) {
   const Tensor x = in_order(raw, raw);
   const kernels::ChannelLayout layout = layout_of(x);
   const int64_t channels = layout.channels;
-  auto [y, pass, min, max, mean, var] = allocate(x);
-  std::vector<float> lows(channels), highs(channels);
-  float* means = mean.mutable_data_ptr<float>();
-  float* vars = var.mutable_data_ptr<float>();
-  const float* data = x.const_data_ptr<float>();
-  kernels::channel_statistics(data, layout, {means, vars, lows.data(), highs.data()}, detail::torch_parallel);
+  auto [y, pass, min, max] = allocate(x);
+  const float* means = mean.const_data_ptr<float>();
+  const float* vars = var.const_data_ptr<float>();
   std::vector<float> gain = channel_values(gamma, channels, 1.0f), shift = channel_values(beta, channels, 0.0f);
   for (int64_t c = 0; c < channels; ++c) {
     gain[c] *= inverse_deviation(vars[c], eps);
     shift[c] -= means[c] * gain[c];
   }
   const Grid grid = detail::read_grid("conv_block", scale, zero_point, qmin, qmax);
-  const kernels::Tail tail{gain.data(), shift.data(), static_cast<Activation>(activation), grid, true};
-  kernels::tail_forward(data, layout, tail, y.mutable_data_ptr<float>(), pass.mutable_data_ptr<uint8_t>(),
-                        detail::torch_parallel);
-  const Range range = observe ? kernels::tail_range(lows.data(), highs.data(), channels, tail) : Range{};
+  const kernels::Tail tail{gain.data(), shift.data(), static_cast<Activation>(activation), grid};
+  const Tensor codes = at::empty_like(y, at::kByte);
+  kernels::tail_forward(
+      x.const_data_ptr<float>(), layout, tail,
+      {y.mutable_data_ptr<float>(), codes.mutable_data_ptr<uint8_t>(), pass.mutable_data_ptr<uint8_t>()},
+      detail::torch_parallel);
+  const bool wanted = detail::is_channels_innermost(codes);  // what convolutions read
+  if (wanted && all_finite(gain) && all_finite(shift)) detail::attach_codes(y, codes, grid);
+  const Range range =
+      observe ? kernels::tail_range(low.const_data_ptr<float>(), high.const_data_ptr<float>(), channels, tail)
+              : Range{};
   *min.mutable_data_ptr<float>() = range.min;
   *max.mutable_data_ptr<float>() = range.max;
-  return {y, pass, min, max, mean, var};
+  return {y, pass, min, max};
 }
 
-Forward forward_meta(const Tensor& x, const Optional&, const Optional&, double, int64_t, const Tensor&, const Tensor&,
-                     int64_t, int64_t, bool) {
+Forward forward_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&,
+                     const Optional&, double, int64_t, const Tensor&, const Tensor&, int64_t, int64_t, bool) {
   return allocate(in_order(x, x));
 }
+
+Statistics statistics_meta(const Tensor& x) { return allocate_statistics(x); }
 
 Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x, const Tensor& mean,
                       const Tensor& var, const Optional& gamma, double eps) {
@@ -128,12 +153,20 @@ Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tens
 
 }  // namespace
 
-detail::TailResult detail::block_tail(const Tensor& x, const Optional& gamma, const Optional& beta, double eps,
-                                      int64_t activation, const GridRef& output, bool observe) {
+detail::BatchStatistics detail::batch_statistics(const Tensor& x) {
+  static const auto op = find_op<decltype(statistics_cpu)>("_batch_statistics");
+  auto [mean, var, min, max] = op.call(x);
+  return {mean, var, min, max};
+}
+
+detail::TailResult detail::block_tail(const Tensor& x, const BatchStatistics& statistics, const Optional& gamma,
+                                      const Optional& beta, double eps, int64_t activation, const GridRef& output,
+                                      bool observe) {
   static const auto op = find_op<decltype(forward_cpu)>("_block_tail");
-  auto [y, pass, min, max, mean, var] =
-      op.call(x, gamma, beta, eps, activation, output.scale, output.zero_point, output.qmin, output.qmax, observe);
-  return {y, pass, min, max, mean, var};
+  const auto& [mean, var, low, high] = statistics;
+  auto [y, pass, min, max] = op.call(x, mean, var, low, high, gamma, beta, eps, activation, output.scale,
+                                     output.zero_point, output.qmin, output.qmax, observe);
+  return {y, pass, min, max};
 }
 
 Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, const Tensor& x, const Tensor& mean,
@@ -143,10 +176,11 @@ Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, con
 }
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
+  m.def("_batch_statistics(Tensor x) -> (Tensor mean, Tensor var, Tensor min, Tensor max)");
   m.def(
-      "_block_tail(Tensor x, Tensor? gamma, Tensor? beta, float eps, int activation, Tensor scale, Tensor zero_point, "
-      "int "
-      "qmin, int qmax, bool observe) -> (Tensor y, Tensor pass_bits, Tensor min, Tensor max, Tensor mean, Tensor var)");
+      "_block_tail(Tensor x, Tensor mean, Tensor var, Tensor low, Tensor high, Tensor? gamma, Tensor? beta, float eps, "
+      "int activation, Tensor scale, Tensor zero_point, int qmin, int qmax, bool observe) -> (Tensor y, Tensor "
+      "pass_bits, Tensor min, Tensor max)");
   m.def(
       "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor? gamma, float "
       "eps) "
@@ -154,11 +188,13 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
+  m.impl("_batch_statistics", TORCH_FN(statistics_cpu));
   m.impl("_block_tail", TORCH_FN(forward_cpu));
   m.impl("_block_tail_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
+  m.impl("_batch_statistics", TORCH_FN(statistics_meta));
   m.impl("_block_tail", TORCH_FN(forward_meta));
   m.impl("_block_tail_backward", TORCH_FN(backward_meta));
 }

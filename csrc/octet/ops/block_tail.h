@@ -1,5 +1,5 @@
-// The elementwise tail of a training block as two ops without autograd of their own: batch norm with the batch's
-// statistics, activation, fake quantization; and the gradient of all three. CPU, float32. Not a public header.
+// The elementwise tail of a training block as ops without autograd of their own: the batch's statistics; batch norm by
+// them, activation, fake quantization; and the gradient of all of it. CPU, float32. Not a public header.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,15 +12,22 @@
 
 namespace octet::detail {
 
-struct TailResult {
-  at::Tensor y;          // like x
-  at::Tensor pass;       // one bit per element, for block_tail_backward
-  at::Tensor min, max;   // of the activation's output, [] (the empty range without observe)
-  at::Tensor mean, var;  // of the batch, [C], biased
+// Of every channel, float32 [C]; the variance is biased. NaN where a channel has one.
+struct BatchStatistics {
+  at::Tensor mean, var, min, max;
 };
 
 // x: [N, C, ...] float32, contiguous or channels_last.
-TailResult block_tail(const at::Tensor& x, const std::optional<at::Tensor>& gamma,
+BatchStatistics batch_statistics(const at::Tensor& x);
+
+struct TailResult {
+  at::Tensor y;         // like x
+  at::Tensor pass;      // one bit per element, for block_tail_backward
+  at::Tensor min, max;  // of the activation's output, [] (the empty range without observe)
+};
+
+// x as above, statistics: those of x (or of a larger batch that x is a part of).
+TailResult block_tail(const at::Tensor& x, const BatchStatistics& statistics, const std::optional<at::Tensor>& gamma,
                       const std::optional<at::Tensor>& beta, double eps, int64_t activation, const GridRef& output,
                       bool observe);
 

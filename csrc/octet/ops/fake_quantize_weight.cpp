@@ -5,14 +5,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <cmath>
-#include <limits>
-#include <vector>
-
 #include "octet/kernels/elementwise.h"
 #include "octet/ops/common.h"
 #include "octet/ops/fold.h"
 #include "octet/ops/parallel.h"
+#include "octet/ops/weight_rows.h"
 
 namespace octet {
 
@@ -20,37 +17,15 @@ using at::Tensor;
 
 namespace {
 
-// Output channels outermost, as contiguous and channels_last weights both have them.
-Tensor by_rows(const Tensor& weight) {
-  const bool rows =
-      weight.is_non_overlapping_and_dense() && weight.sym_stride(0) * weight.sym_size(0) == weight.sym_numel();
-  return rows ? weight : weight.contiguous();
-}
-
-float scale_of(float low, float high, const GridSpec& spec) {
-  if (std::isnan(low) || std::isnan(high)) return std::numeric_limits<float>::quiet_NaN();  // a diverged run shows
-  return low <= high ? scale_from_range({low, high}, spec) : 1.0f;
-}
-
 Tensor forward_cpu(const Tensor& raw, int64_t bits, bool per_channel) {
-  const Tensor weight = by_rows(raw);
-  Tensor y = at::empty_like(weight);
-  const int64_t channels = weight.size(0);
-  if (weight.numel() == 0) return y;
-  const GridSpec spec = weight_spec(static_cast<int>(bits));
-  const kernels::ChannelLayout layout{1, per_channel ? channels : 1,
-                                      per_channel ? weight.numel() / channels : weight.numel()};
-  std::vector<float> low(layout.channels), high(layout.channels), scale(layout.channels);
-  const std::vector<int32_t> zero_point(layout.channels, 0);
-  const float* data = weight.const_data_ptr<float>();
-  kernels::min_max(data, layout, low.data(), high.data(), detail::torch_parallel);
-  for (int64_t c = 0; c < layout.channels; ++c) scale[c] = scale_of(low[c], high[c], spec);
-  const kernels::ChannelGrids grids{scale.data(), zero_point.data(), spec.qmin, spec.qmax};
-  kernels::fake_quantize(data, layout, grids, y.mutable_data_ptr<float>(), nullptr, detail::torch_parallel);
+  const detail::WeightRows weight(raw, bits, per_channel);
+  Tensor y = at::empty_like(weight.rows());
+  kernels::fake_quantize(weight.rows().const_data_ptr<float>(), weight.layout(), weight.grids(),
+                         y.mutable_data_ptr<float>(), nullptr, detail::torch_parallel);
   return y;
 }
 
-Tensor forward_meta(const Tensor& weight, int64_t, bool) { return at::empty_like(by_rows(weight)); }
+Tensor forward_meta(const Tensor& weight, int64_t, bool) { return at::empty_like(detail::by_rows(weight)); }
 
 Tensor call(const Tensor& weight, int64_t bits, bool per_channel) {
   static const auto op = detail::find_op<decltype(call)>("_fake_quantize_weight");

@@ -2,12 +2,15 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "octet/kernels/training.h"
 #include "octet/ops/block_parts.h"
 #include "octet/ops/common.h"
+#include "octet/ops/grid_codes.h"
+#include "octet/ops/nhwc.h"
 #include "octet/ops/parallel.h"
 
 namespace octet {
@@ -21,8 +24,11 @@ namespace {
 
 constexpr const char* kOp = "add_block";
 
-// contiguous or channels_last, as `like` suggests.
-Tensor in_order(const Tensor& t, const Tensor& like) { return t.contiguous(like.suggest_memory_format()); }
+// t in memory as it must be to meet others of these strides element by element.
+Tensor in_order(const Tensor& t, c10::SymIntArrayRef strides) {
+  if (t.sym_strides() == strides) return t;
+  return at::empty_strided_symint(t.sym_sizes(), strides, t.options()).copy_(t);
+}
 
 Forward allocate(const Tensor& a) {
   const std::vector<c10::SymInt> bytes{(a.sym_numel() + 15) / 16 * 2};
@@ -30,13 +36,20 @@ Forward allocate(const Tensor& a) {
           at::empty({}, a.options())};
 }
 
+// Codes count where they lie in memory as y does.
+kernels::AddOperand operand(const Tensor& x, const Tensor& codes, const Tensor& y) {
+  const bool usable = codes.defined() && codes.strides() == y.strides();
+  return {x.const_data_ptr<float>(), usable ? codes.const_data_ptr<uint8_t>() : nullptr};
+}
+
 Forward forward_cpu(const Tensor& raw_a, const Tensor& raw_b, double alpha, int64_t activation, const Tensor& a_scale,
                     const Tensor& a_zero_point, const Tensor& a_steps, int64_t a_qmin, int64_t a_qmax,
                     const Tensor& b_scale, const Tensor& b_zero_point, const Tensor& b_steps, int64_t b_qmin,
                     int64_t b_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
                     const Tensor& output_steps, int64_t output_qmin, int64_t output_qmax, bool observe) {
-  const Tensor a = in_order(raw_a, raw_a), b = in_order(raw_b, a);
+  const Tensor a = detail::dense(raw_a), b = in_order(raw_b, a.sym_strides());
   auto [y, pass, min, max] = allocate(a);
+  const Tensor codes = at::empty_like(y, at::kByte);
   const auto steps = [](const Tensor& t) { return static_cast<float>(t.item<int32_t>()); };
   kernels::AddTail tail;
   tail.a = detail::read_grid(kOp, a_scale, a_zero_point, a_qmin, a_qmax);
@@ -46,9 +59,12 @@ Forward forward_cpu(const Tensor& raw_a, const Tensor& raw_b, double alpha, int6
   tail.a_ratio = steps(a_steps) / steps(output_steps);
   tail.b_ratio = tail.alpha * (steps(b_steps) / steps(output_steps));
   tail.activation = detail::parse_activation(kOp, activation);
-  const Range range =
-      kernels::add_forward(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.numel(), tail,
-                           y.mutable_data_ptr<float>(), pass.mutable_data_ptr<uint8_t>(), detail::torch_parallel);
+  const Tensor a_codes = detail::attached_codes(a, tail.a), b_codes = detail::attached_codes(b, tail.b);
+  const Range range = kernels::add_forward(
+      operand(a, a_codes, y), operand(b, b_codes, y), a.numel(), tail,
+      {y.mutable_data_ptr<float>(), codes.mutable_data_ptr<uint8_t>(), pass.mutable_data_ptr<uint8_t>()},
+      detail::torch_parallel);
+  if (range.finite() && detail::is_channels_innermost(codes)) detail::attach_codes(y, codes, tail.output);
   *min.mutable_data_ptr<float>() = observe ? range.min : Range().min;
   *max.mutable_data_ptr<float>() = observe ? range.max : Range().max;
   return {y, pass, min, max};
@@ -57,7 +73,7 @@ Forward forward_cpu(const Tensor& raw_a, const Tensor& raw_b, double alpha, int6
 Forward forward_meta(const Tensor& a, const Tensor&, double, int64_t, const Tensor&, const Tensor&, const Tensor&,
                      int64_t, int64_t, const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&,
                      const Tensor&, const Tensor&, int64_t, int64_t, bool) {
-  return allocate(in_order(a, a));
+  return allocate(detail::dense(a));
 }
 
 Forward call(const Tensor& a, const Tensor& b, double alpha, int64_t activation, const GridRef& a_grid,
@@ -95,15 +111,14 @@ class FusedAdd : public torch::autograd::Function<FusedAdd> {
         call(a, b, alpha, activation, a_grid, a_steps, b_grid, b_steps, output, output_steps, observe);
     context->save_for_backward({pass});
     context->saved_data["alpha"] = alpha;
-    context->saved_data["format"] = static_cast<int64_t>(y.suggest_memory_format());
+    context->saved_data["strides"] = y.sym_strides();  // the order of the pass bits
     context->mark_non_differentiable({min, max});
     return {y, min, max};
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     auto& data = context->saved_data;
-    const auto format = static_cast<at::MemoryFormat>(data["format"].toInt());  // the order of the pass bits
-    const Tensor grad = gradients[0].contiguous(format);
+    const Tensor grad = in_order(gradients[0], data["strides"].toSymIntVector());
     const Tensor passed = masked(grad, context->get_saved_variables()[0]);
     variable_list result(11);
     result[0] = passed;

@@ -1,13 +1,16 @@
 #include "octet/ops/fused_conv.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv3d.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "octet/ops/block_tail.h"
 #include "octet/ops/common.h"
+#include "octet/ops/conv_sums.h"
 #include "octet/ops/fold.h"
 #include "octet/ops/quantize.h"
 
@@ -25,13 +28,16 @@ std::vector<int64_t> expanded(at::IntArrayRef values, int64_t rank) {
   return values.size() == 1 ? std::vector<int64_t>(rank, values[0]) : values.vec();
 }
 
+// Below autograd Tensor::to must not be called to no effect: it would give back its input.
+Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
+
 // What backward needs beside tensors.
 struct Constants {
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups, weight_bits;
-  bool per_channel;
+  bool per_channel, integer;  // integer: the forward is that of the INT8 kernels
   double eps;
-  at::ScalarType conv_type;  // under autocast the convolution runs in a narrower type, forward and backward
+  at::ScalarType conv_type;  // under autocast a float convolution runs in a narrower type, forward and backward
 
   void save(AutogradContext* context) const {
     auto& data = context->saved_data;
@@ -41,6 +47,7 @@ struct Constants {
     data["groups"] = groups;
     data["weight_bits"] = weight_bits;
     data["per_channel"] = per_channel;
+    data["integer"] = integer;
     data["eps"] = eps;
     data["conv_type"] = static_cast<int64_t>(conv_type);
   }
@@ -52,78 +59,105 @@ struct Constants {
     groups = data["groups"].toInt();
     weight_bits = data["weight_bits"].toInt();
     per_channel = data["per_channel"].toBool();
+    integer = data["integer"].toBool();
     eps = data["eps"].toDouble();
     conv_type = static_cast<at::ScalarType>(data["conv_type"].toInt());
   }
-  Constants(const FusedConv& block, int64_t rank, at::ScalarType type)
-      : stride(expanded(block.conv.stride, rank)),
-        padding(expanded(block.conv.padding, rank)),
-        dilation(expanded(block.conv.dilation, rank)),
+  Constants(const FusedConv& block, const Tensor& weight)
+      : stride(expanded(block.conv.stride, weight.dim() - 2)),
+        padding(expanded(block.conv.padding, weight.dim() - 2)),
+        dilation(expanded(block.conv.dilation, weight.dim() - 2)),
         groups(block.conv.groups),
         weight_bits(block.weight_bits),
         per_channel(block.per_channel),
+        integer(can_sum_codes(weight)),
         eps(block.bn.eps),
-        conv_type(type) {}
+        conv_type(at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU)
+                                                              : at::kFloat) {}
+
+  ConvArguments conv() const { return {stride, padding, dilation, groups}; }
+  Tensor quantized(const Tensor& weight) const {
+    return to_type(fake_quantize_weight(weight, weight_bits, per_channel), conv_type);
+  }
 };
 
 Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
+
+// The input as backward keeps it: scale is NaN where x had a NaN.
+struct Codes {
+  Tensor codes, scale, zero_point;
+
+  Tensor read(at::ScalarType type) const { return to_type(dequantize_per_tensor(codes, scale, zero_point), type); }
+};
+
+// The convolution's output in float32, without its bias: batch norm would take it out again. Integer: by the codes
+// alone, x() is not called.
+template <class X>
+std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const Codes& input, const Tensor& weight, X x) {
+  if (constants.integer) {
+    return conv_sums(input.codes, input.scale, input.zero_point, weight, {constants.weight_bits, constants.per_channel},
+                     constants.conv());
+  }
+  const Tensor sums = to_type(convolve(x(), constants.quantized(weight), std::nullopt, constants.conv()), at::kFloat);
+  return {sums, batch_statistics(sums)};
+}
 
 class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Optional& bias,
                                const Optional& gamma, const Optional& beta, const FusedConv& block) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor w = fake_quantize_weight(weight, block.weight_bits, block.per_channel);
-    const Tensor sums = convolve(x, w, bias, block.conv);
+    const Constants constants(block, weight);
+    const auto [codes, scale] = input_codes(x, block.input);
+    const Codes input{codes, scale, block.input.zero_point.clone()};  // the buffer changes until backward
+    const auto [sums, statistics] = sums_of(constants, input, weight, [&] { return x; });
     check_batch("conv_block", sums);
-    const TailResult tail = block_tail(sums, gamma, beta, block.bn.eps, block.activation, block.output, block.observe);
-    const GridRef& in = block.input;
-    const Tensor codes = quantize_per_tensor(x, in.scale, in.zero_point, in.qmin, in.qmax, at::kByte);
-    // The grid's buffers change between forward and backward.
-    context->save_for_backward({codes, in.scale.clone(), in.zero_point.clone(), weight, bias.value_or(Tensor()),
-                                gamma.value_or(Tensor()), block.low_memory ? Tensor() : sums, tail.pass, tail.mean,
-                                tail.var});
-    Constants(block, weight.dim() - 2, sums.scalar_type()).save(context);
+    const TailResult tail =
+        block_tail(sums, statistics, gamma, beta, block.bn.eps, block.activation, block.output, block.observe);
+    context->save_for_backward({codes, scale, input.zero_point, weight, gamma.value_or(Tensor()),
+                                block.low_memory ? Tensor() : sums, tail.pass, statistics.mean, statistics.var});
+    constants.save(context);
     context->saved_data["needs_x"] = x.requires_grad();
     context->saved_data["needs_weight"] = weight.requires_grad();
+    context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["has_beta"] = beta.has_value();
-    context->mark_non_differentiable({tail.min, tail.max, tail.mean, tail.var});
-    return {tail.y, tail.min, tail.max, tail.mean, tail.var};
+    const Tensor mean = bias ? statistics.mean + to_type(*bias, at::kFloat) : statistics.mean;
+    context->mark_non_differentiable({tail.min, tail.max, mean, statistics.var});
+    return {tail.y, tail.min, tail.max, mean, statistics.var};
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &codes = saved[0], &weight = saved[3], &pass = saved[7], &mean = saved[8], &var = saved[9];
-    const Optional bias = optional(saved[4]), gamma = optional(saved[5]);
+    const Codes input{saved[0], saved[1], saved[2]};
+    const Tensor &weight = saved[3], &pass = saved[6], &mean = saved[7], &var = saved[8];
+    const Optional gamma = optional(saved[4]);
     const Constants constants(context);
-    const Tensor x = dequantize_per_tensor(codes, saved[1], saved[2]).to(constants.conv_type);
-    const Tensor w = fake_quantize_weight(weight, constants.weight_bits, constants.per_channel).to(constants.conv_type);
-    const ConvArguments conv{constants.stride, constants.padding, constants.dilation, constants.groups};
-    Tensor sums = saved[6];
-    if (!sums.defined()) sums = convolve(x, w, bias ? Optional(bias->to(constants.conv_type)) : bias, conv);
+    const auto type = constants.conv_type;
+    const Tensor x = input.read(type);
+    Tensor sums = saved[5];
+    if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, weight, [&] { return x; }));
     const auto [grad_sums, grad_gamma, grad_beta] =
         block_tail_backward(gradients[0], pass, sums, mean, var, gamma, constants.eps);
+    const ConvArguments conv = constants.conv();
     const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
-    const std::vector<int64_t> bias_size{weight.size(0)};
-    auto [grad_x, grad_weight, grad_bias] = at::convolution_backward(
-        grad_sums.to(constants.conv_type), x, w, bias_size, conv.stride, conv.padding, conv.dilation,
+    auto [grad_x, grad_weight, _] = at::convolution_backward(
+        grad_sums.to(type), x, constants.quantized(weight), std::nullopt, conv.stride, conv.padding, conv.dilation,
         /*transposed=*/false, no_output_padding, conv.groups,
-        {context->saved_data["needs_x"].toBool(), context->saved_data["needs_weight"].toBool(), bias.has_value()});
-    const auto cast = [](const Tensor& grad, at::ScalarType type) { return grad.defined() ? grad.to(type) : grad; };
+        {context->saved_data["needs_x"].toBool(), context->saved_data["needs_weight"].toBool(), false});
+    const auto cast = [](const Tensor& grad, at::ScalarType to) { return grad.defined() ? grad.to(to) : grad; };
     return {cast(grad_x, at::kFloat),
             cast(grad_weight, weight.scalar_type()),  // straight through: no weight lies outside its grid
-            bias ? cast(grad_bias, bias->scalar_type()) : Tensor(),
+            // Whatever is added to a channel, batch norm takes it out.
+            context->saved_data["has_bias"].toBool() ? at::zeros_like(mean) : Tensor(),
             gamma ? cast(grad_gamma, gamma->scalar_type()) : Tensor(),
-            context->saved_data["has_beta"].toBool() ? grad_beta : Tensor(),
-            Tensor()};
+            context->saved_data["has_beta"].toBool() ? grad_beta : Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
 Tensor convolve(const Tensor& x, const Tensor& weight, const Optional& bias, const ConvArguments& conv) {
-  // Below autograd Tensor::to must not be called to no effect: it would give back its input.
-  const Tensor input = x.scalar_type() == weight.scalar_type() ? x : x.to(weight.scalar_type());
+  const Tensor input = to_type(x, weight.scalar_type());
   switch (weight.dim()) {
     case 3:
       return at::conv1d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);

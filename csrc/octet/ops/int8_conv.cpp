@@ -6,6 +6,7 @@
 
 #include "octet/kernels/conv.h"
 #include "octet/ops/common.h"
+#include "octet/ops/conv_shape.h"
 #include "octet/ops/nhwc.h"
 #include "octet/ops/packed_weights.h"
 #include "octet/ops/parallel.h"
@@ -38,40 +39,6 @@ void check_parameters(const char* op, const Tensor& x, const Tensor& weight, con
               " at zero point ", x_zero_point, ")");
 }
 
-std::vector<c10::SymInt> check_conv(const Tensor& x, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
-                                    IntArrayRef dilation, int64_t groups) {
-  constexpr const char* kOp = "int8_conv";
-  const auto rank = static_cast<size_t>(weight.dim() - 2);
-  TORCH_CHECK(rank >= 1 && rank <= 3, kOp, ": weight must have 3, 4 or 5 dimensions (got ", weight.dim(), ")");
-  TORCH_CHECK(x.dim() == weight.dim(), kOp, ": x must have as many dimensions as weight (got ", x.dim(), ", ",
-              weight.dim(), ")");
-  TORCH_CHECK(stride.size() == rank && padding.size() == rank && dilation.size() == rank, kOp,
-              ": stride, padding and dilation must have ", rank, " entries (got ", stride.size(), ", ", padding.size(),
-              ", ", dilation.size(), ")");
-  TORCH_CHECK(groups >= 1 && weight.sym_size(0) % groups == 0, kOp, ": groups must divide weight.size(0) (got ", groups,
-              ", ", weight.sym_size(0), ")");
-  TORCH_CHECK(x.sym_size(1) == weight.sym_size(1) * groups, kOp, ": x.size(1) must equal weight.size(1) * groups (got ",
-              x.sym_size(1), ", ", weight.sym_size(1) * groups, ")");
-  std::vector<c10::SymInt> out;
-  for (size_t d = 0; d < rank; ++d) {
-    TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, kOp,
-                ": stride and dilation must be at least 1 and padding at least 0 (got ", stride[d], ", ", dilation[d],
-                ", ", padding[d], ")");
-    const c10::SymInt reach = (weight.sym_size(d + 2) - 1) * dilation[d] + 1;
-    const c10::SymInt padded = x.sym_size(d + 2) + 2 * padding[d];
-    TORCH_CHECK(padded >= reach, kOp, ": the kernel must not be larger than the padded input (got ", reach, ", ",
-                padded, " in spatial dimension ", d, ")");
-    out.push_back((padded - reach) / stride[d] + 1);
-  }
-  return out;
-}
-
-kernels::Dims to_dims(IntArrayRef values, int64_t missing) {
-  kernels::Dims dims{missing, missing, missing};
-  std::copy(values.begin(), values.end(), dims.end() - values.size());
-  return dims;
-}
-
 void run(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& multiplier, const ConvShape& shape,
          int64_t x_zero_point, int64_t y_zero_point, int64_t lo, int64_t hi, const Tensor& y) {
   if (y.numel() == 0) return;
@@ -91,20 +58,10 @@ Tensor int8_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, 
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                      int64_t x_zero_point, int64_t y_zero_point, int64_t lo, int64_t hi) {
   check_parameters("int8_conv", x, weight, bias, multiplier, x_zero_point, y_zero_point, lo, hi);
-  const auto out = check_conv(x, weight, stride, padding, dilation, groups);
+  const auto out = detail::conv_output_sizes("int8_conv", x, weight, stride, padding, dilation, groups);
   const Tensor input = detail::channels_innermost(x);
   Tensor y = detail::empty_channels_innermost(x.size(0), weight.size(0), out, x.options());
-  ConvShape shape;
-  shape.batch = x.size(0);
-  shape.groups = groups;
-  shape.in_channels = x.size(1);
-  shape.out_channels = weight.size(0);
-  shape.in = to_dims(x.sizes().slice(2), 1);
-  shape.out = to_dims(y.sizes().slice(2), 1);
-  shape.kernel = to_dims(weight.sizes().slice(2), 1);
-  shape.stride = to_dims(stride, 1);
-  shape.padding = to_dims(padding, 0);
-  shape.dilation = to_dims(dilation, 1);
+  const ConvShape shape = detail::conv_shape(x, weight, y, stride, padding, dilation, groups);
   run(input, weight, bias, multiplier, shape, x_zero_point, y_zero_point, lo, hi, y);
   return y;
 }
@@ -113,7 +70,7 @@ Tensor int8_conv_meta(const Tensor& x, const Tensor& weight, const Tensor& bias,
                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                       int64_t x_zero_point, int64_t y_zero_point, int64_t lo, int64_t hi) {
   check_parameters("int8_conv", x, weight, bias, multiplier, x_zero_point, y_zero_point, lo, hi);
-  const auto out = check_conv(x, weight, stride, padding, dilation, groups);
+  const auto out = detail::conv_output_sizes("int8_conv", x, weight, stride, padding, dilation, groups);
   return detail::empty_channels_innermost(x.sym_size(0), weight.sym_size(0), out, x.options());
 }
 

@@ -8,6 +8,8 @@
 
 namespace octet::detail {
 
+inline bool is_channels_innermost(const at::Tensor& x) { return x.dim() >= 2 && x.movedim(1, -1).is_contiguous(); }
+
 // x with channels innermost in memory; a view where it already is so. Its data pointer is what kernels read.
 inline at::Tensor channels_innermost(const at::Tensor& x) { return x.movedim(1, -1).contiguous().movedim(-1, 1); }
 

@@ -68,6 +68,41 @@ double random_ideal(std::mt19937_64& random) {
   return std::exp2(std::uniform_real_distribution<double>(-11.9, 3.0)(random));
 }
 
+// Rule 7 as it is written.
+Multiplier by_trying_all(double ideal) {
+  Multiplier best;
+  double best_error = HUGE_VAL;
+  for (int32_t q = 1; q <= kLargestDenominator; q += 2) {
+    const double p = std::nearbyint(ideal * q), error = std::fabs(ideal - p / q);
+    if (error < best_error) {
+      best_error = error;
+      best = {static_cast<int64_t>(p), q};
+    }
+  }
+  return best;
+}
+
+TEST(SnapMultiplier, IsTheBestOfAllDenominators) {
+  std::mt19937_64 random(4);
+  const auto below = [&](uint64_t n) { return static_cast<double>(1 + random() % n); };
+  std::vector<double> ideals{0.5, 1.0, 1.5, 2.0, 512.0, kSmallestMultiplier, std::nextafter(kSmallestMultiplier, 1.0)};
+  for (int i = 0; i < 2000; ++i) {
+    ideals.push_back(random_ideal(random));
+    // Fractions, even denominators too, what lies next to them, and between two of them.
+    const double fraction = below(9000) / below(4200), other = below(9000) / below(4200);
+    for (const double f : {fraction, std::nextafter(fraction, 0.0), std::nextafter(fraction, 99.0), fraction + 1e-12,
+                           (fraction + other) / 2}) {
+      ideals.push_back(f);
+    }
+  }
+  for (const double ideal : ideals) {
+    if (ideal < kSmallestMultiplier || ideal > kLargestMultiplier) continue;
+    const Multiplier expected = by_trying_all(ideal), m = snap_multiplier(ideal);
+    ASSERT_EQ(m.numerator, expected.numerator) << ideal;
+    ASSERT_EQ(m.denominator, expected.denominator) << ideal;
+  }
+}
+
 TEST(SnapMultiplier, NearestOddFraction) {
   std::mt19937_64 random(3);
   for (int i = 0; i < 300; ++i) {

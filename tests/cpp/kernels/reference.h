@@ -35,9 +35,9 @@ inline int64_t add(int64_t a, float ma, int64_t b, float mb, int32_t z, int64_t 
   return clamp(std::rint(static_cast<double>(sum)) + z, lo, hi);
 }
 
-// Rules 5, 6, 10.
-inline std::vector<int64_t> conv(const ConvShape& s, const std::vector<uint8_t>& x, const std::vector<int8_t>& w,
-                                 const ConvEpilogue& e) {
+// Rule 5 without the bias.
+inline std::vector<int64_t> sums(const ConvShape& s, const std::vector<uint8_t>& x, const std::vector<int8_t>& w,
+                                 int32_t x_zero_point) {
   std::vector<int64_t> y;
   const int64_t cg = s.in_channels / s.groups, og = s.out_channels / s.groups;
   for (int64_t n = 0; n < s.batch; ++n)
@@ -45,7 +45,7 @@ inline std::vector<int64_t> conv(const ConvShape& s, const std::vector<uint8_t>&
       for (int64_t oh = 0; oh < s.out[1]; ++oh)
         for (int64_t ow = 0; ow < s.out[2]; ++ow)
           for (int64_t o = 0; o < s.out_channels; ++o) {
-            int64_t acc = e.bias[o];
+            int64_t acc = 0;
             for (int64_t c = 0; c < cg; ++c)
               for (int64_t kd = 0; kd < s.kernel[0]; ++kd)
                 for (int64_t kh = 0; kh < s.kernel[1]; ++kh)
@@ -53,20 +53,30 @@ inline std::vector<int64_t> conv(const ConvShape& s, const std::vector<uint8_t>&
                     const int64_t d = od * s.stride[0] - s.padding[0] + kd * s.dilation[0];
                     const int64_t h = oh * s.stride[1] - s.padding[1] + kh * s.dilation[1];
                     const int64_t v = ow * s.stride[2] - s.padding[2] + kw * s.dilation[2];
-                    int64_t qx = e.x_zero_point;
+                    int64_t qx = x_zero_point;
                     if (d >= 0 && d < s.in[0] && h >= 0 && h < s.in[1] && v >= 0 && v < s.in[2]) {
                       qx = x[(((n * s.in[0] + d) * s.in[1] + h) * s.in[2] + v) * s.in_channels + o / og * cg + c];
                     }
                     const int64_t at = (((o * cg + c) * s.kernel[0] + kd) * s.kernel[1] + kh) * s.kernel[2] + kw;
-                    acc += (qx - e.x_zero_point) * w[at];
+                    acc += (qx - x_zero_point) * w[at];
                   }
-            int64_t q = requantize(acc, e.multiplier[o], e.y_zero_point, e.bounds.lo, e.bounds.hi);
-            if (const ResidualAdd* r = e.residual) {
-              q = add(q - e.y_zero_point, r->conv_ratio, static_cast<int64_t>(r->codes[y.size()]) - r->zero_point,
-                      r->ratio, r->y_zero_point, r->bounds.lo, r->bounds.hi);
-            }
-            y.push_back(q);
+            y.push_back(acc);
           }
+  return y;
+}
+
+// Rules 5, 6, 10.
+inline std::vector<int64_t> conv(const ConvShape& s, const std::vector<uint8_t>& x, const std::vector<int8_t>& w,
+                                 const ConvEpilogue& e) {
+  std::vector<int64_t> y = sums(s, x, w, e.x_zero_point);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const size_t o = i % s.out_channels;
+    y[i] = requantize(y[i] + e.bias[o], e.multiplier[o], e.y_zero_point, e.bounds.lo, e.bounds.hi);
+    if (const ResidualAdd* r = e.residual) {
+      y[i] = add(y[i] - e.y_zero_point, r->conv_ratio, static_cast<int64_t>(r->codes[i]) - r->zero_point, r->ratio,
+                 r->y_zero_point, r->bounds.lo, r->bounds.hi);
+    }
+  }
   return y;
 }
 

@@ -120,25 +120,25 @@ TEST_P(Training, ForwardIsActivationAndFakeQuantization) {
     }
     const Coefficients k(layout.channels);
     for (const Activation activation : {Activation::kIdentity, Activation::kRelu, Activation::kRelu6}) {
-      for (const bool quantize : {true, false}) {
-        const Tail tail{k.gain.data(), k.shift.data(), activation, grid, quantize};
-        std::vector<float> y(x.size());
-        std::vector<uint8_t> pass(tail_pass_bytes(layout));
-        tail_forward(x.data(), layout, tail, y.data(), pass.data(), backwards);
-        for (int64_t i = 0; i < layout.size(); ++i) {
-          const int64_t c = channel_of(layout, i);
-          const float v = x[i] * k.gain[c] + k.shift[c];
-          const float low = activation == Activation::kIdentity ? -kInf : 0.0f;
-          const float high = activation == Activation::kRelu6 ? 6.0f : kInf;
-          const float active = v < low ? low : (v > high ? high : v);
-          const float expected = quantize ? fake_quantize(active, grid) : active;
-          if (std::isnan(expected)) {
-            ASSERT_TRUE(std::isnan(y[i]));
-          } else {
-            ASSERT_EQ(std::memcmp(&y[i], &expected, sizeof(float)), 0) << y[i] << " " << expected << " at " << i;
-          }
-          ASSERT_EQ(passes(pass, layout, i), v > low && v < high && (!quantize || passes_gradient(active, grid)));
+      const Tail tail{k.gain.data(), k.shift.data(), activation, grid};
+      std::vector<float> y(x.size());
+      std::vector<uint8_t> codes(x.size() + 1, 77), pass(tail_pass_bytes(layout));
+      tail_forward(x.data(), layout, tail, {y.data(), codes.data(), pass.data()}, backwards);
+      EXPECT_EQ(codes[x.size()], 77);
+      for (int64_t i = 0; i < layout.size(); ++i) {
+        const int64_t c = channel_of(layout, i);
+        const float v = x[i] * k.gain[c] + k.shift[c];
+        const float low = activation == Activation::kIdentity ? -kInf : 0.0f;
+        const float high = activation == Activation::kRelu6 ? 6.0f : kInf;
+        const float active = v < low ? low : (v > high ? high : v);
+        const float expected = fake_quantize(active, grid);
+        if (std::isnan(expected)) {
+          ASSERT_TRUE(std::isnan(y[i]));
+        } else {
+          ASSERT_EQ(std::memcmp(&y[i], &expected, sizeof(float)), 0) << y[i] << " " << expected << " at " << i;
+          ASSERT_EQ(codes[i], quantize(active, grid)) << i;
         }
+        ASSERT_EQ(passes(pass, layout, i), v > low && v < high && passes_gradient(active, grid));
       }
     }
   }
@@ -150,9 +150,12 @@ TEST_P(Training, RangeIsThatOfTheOutput) {
     const Coefficients k(layout.channels);
     Stats stats(layout.channels);
     channel_statistics(x.data(), layout, stats.out(), serial);
-    const Tail tail{k.gain.data(), k.shift.data(), Activation::kIdentity, {}, false};
+    const Tail tail{k.gain.data(), k.shift.data(), Activation::kIdentity, {}};
     std::vector<float> y(x.size());
-    tail_forward(x.data(), layout, tail, y.data(), nullptr, serial);
+    for (int64_t i = 0; i < layout.size(); ++i) {
+      const int64_t c = channel_of(layout, i);
+      y[i] = x[i] * k.gain[c] + k.shift[c];
+    }
     const Range range = tail_range(stats.min.data(), stats.max.data(), layout.channels, tail);
     EXPECT_EQ(range.min, *std::min_element(y.begin(), y.end()));
     EXPECT_EQ(range.max, *std::max_element(y.begin(), y.end()));
@@ -166,8 +169,8 @@ TEST_P(Training, BackwardMatchesFloat64) {
     const Coefficients k(channels);
     std::vector<float> y(x.size()), mean = normal_values(channels, 9), sum(channels), dot(channels), alone(channels);
     std::vector<uint8_t> pass(tail_pass_bytes(layout));
-    const Tail tail{k.gain.data(), k.shift.data(), Activation::kRelu, {0.01f, 0, 0, 255}, true};
-    tail_forward(x.data(), layout, tail, y.data(), pass.data(), serial);
+    const Tail tail{k.gain.data(), k.shift.data(), Activation::kRelu, {0.01f, 0, 0, 255}};
+    tail_forward(x.data(), layout, tail, {y.data(), nullptr, pass.data()}, serial);
     tail_backward_sums(grad.data(), pass.data(), x.data(), mean.data(), layout, sum.data(), dot.data(), serial);
     tail_backward_sums(grad.data(), pass.data(), nullptr, nullptr, layout, alone.data(), nullptr, serial);
     EXPECT_EQ(sum, alone);
@@ -205,8 +208,10 @@ TEST_P(Training, AddIsRule10WithTheGradientOfTheSum) {
       const AddTail tail{a_grid, b_grid, -1.0f, 13.0f / 37.0f, -31.0f / 37.0f, activation, output};
       const CodeBounds bounds = activation_bounds(activation, output);
       std::vector<float> y(n);
-      std::vector<uint8_t> pass(tail_pass_bytes({n, 1, 1}));
-      const Range range = add_forward(a.data(), b.data(), n, tail, y.data(), pass.data(), backwards);
+      std::vector<uint8_t> codes(n + 1, 77), pass(tail_pass_bytes({n, 1, 1}));
+      const TailOutput out{y.data(), codes.data(), pass.data()};
+      const Range range = add_forward({a.data()}, {b.data()}, n, tail, out, backwards);
+      EXPECT_EQ(codes[n], 77);
       const float low = activation == Activation::kIdentity ? -kInf : 0.0f;
       const float high = activation == Activation::kRelu6 ? 6.0f : kInf;
       Range expected;
@@ -215,6 +220,7 @@ TEST_P(Training, AddIsRule10WithTheGradientOfTheSum) {
         const int32_t q = add_codes(quantize(a[i], a_grid) - 100, tail.a_ratio, quantize(b[i], b_grid) - 128,
                                     tail.b_ratio, output.zero_point, bounds);
         ASSERT_EQ(y[i], dequantize(q, output));
+        ASSERT_EQ(codes[i], q);
         ASSERT_EQ(passes(pass, {n, 1, 1}, i), v > low && v < high && passes_gradient(active, output));
         expected.min = std::min(expected.min, active);
         expected.max = std::max(expected.max, active);
@@ -227,9 +233,35 @@ TEST_P(Training, AddIsRule10WithTheGradientOfTheSum) {
   a[77] = kNan;
   a[78] = kInf;
   const AddTail tail{a_grid, a_grid, 1.0f, 1.0f, 1.0f, Activation::kRelu, output};
-  EXPECT_TRUE(std::isnan(add_forward(a.data(), a.data(), 100, tail, y.data(), nullptr, serial).max));
+  EXPECT_TRUE(std::isnan(add_forward({a.data()}, {a.data()}, 100, tail, {y.data()}, serial).max));
   EXPECT_TRUE(std::isnan(y[77]));
   EXPECT_FALSE(std::isnan(y[78]));
+}
+
+TEST_P(Training, AddOfCodesIsAddOfTheirValues) {
+  const float unit = 0.0007f;
+  const Grid a_grid{13 * unit, 100, 0, 255}, b_grid{31 * unit, 128, 0, 255}, output{37 * unit, 90, 0, 255};
+  const AddTail tail{a_grid, b_grid, 1.0f, 13.0f / 37.0f, 31.0f / 37.0f, Activation::kRelu, output};
+  for (const int64_t n : {1, 15, 16, 17, 333, 300001}) {
+    std::vector<float> a = normal_values(n, 20, 1.0f), b = normal_values(n, 21);
+    std::vector<uint8_t> a_codes(n), b_codes(n);
+    for (int64_t i = 0; i < n; ++i) {
+      a_codes[i] = static_cast<uint8_t>(quantize(a[i], a_grid));
+      b_codes[i] = static_cast<uint8_t>(quantize(b[i], b_grid));
+      a[i] = dequantize(a_codes[i], a_grid);
+      b[i] = dequantize(b_codes[i], b_grid);
+    }
+    std::vector<float> y(n), other(n);
+    std::vector<uint8_t> codes(n), other_codes(n), pass(tail_pass_bytes({n, 1, 1})), other_pass(pass.size());
+    const Range range = add_forward({a.data()}, {b.data()}, n, tail, {y.data(), codes.data(), pass.data()}, serial);
+    const Range same = add_forward({nullptr, a_codes.data()}, {nullptr, b_codes.data()}, n, tail,
+                                   {other.data(), other_codes.data(), other_pass.data()}, backwards);
+    EXPECT_EQ(y, other);
+    EXPECT_EQ(codes, other_codes);
+    EXPECT_EQ(pass, other_pass);
+    EXPECT_EQ(range.min, same.min);
+    EXPECT_EQ(range.max, same.max);
+  }
 }
 
 // Sums too: they are taken in one order on every ISA and for every split of the loop.
@@ -259,12 +291,12 @@ TEST_P(Training, EmptyArraysAreFine) {
     channel_statistics(nullptr, layout, stats.out(), serial);
     EXPECT_GT(stats.min[3], stats.max[3]);
     const Coefficients k(4);
-    const Tail tail{k.gain.data(), k.shift.data(), Activation::kRelu, {}, true};
-    tail_forward(nullptr, layout, tail, nullptr, nullptr, serial);
+    const Tail tail{k.gain.data(), k.shift.data(), Activation::kRelu, {}};
+    tail_forward(nullptr, layout, tail, {}, serial);
     const Range range = tail_range(stats.min.data(), stats.max.data(), 4, tail);
     EXPECT_TRUE(range.empty());
   }
-  EXPECT_TRUE(add_forward(nullptr, nullptr, 0, {}, nullptr, nullptr, serial).empty());
+  EXPECT_TRUE(add_forward({}, {}, 0, {}, {}, serial).empty());
 }
 
 }  // namespace

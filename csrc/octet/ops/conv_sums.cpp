@@ -1,0 +1,150 @@
+#include "octet/ops/conv_sums.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "octet/core/requantize.h"
+#include "octet/kernels/relayout.h"
+#include "octet/kernels/training_conv.h"
+#include "octet/ops/common.h"
+#include "octet/ops/conv_shape.h"
+#include "octet/ops/grid_codes.h"
+#include "octet/ops/nhwc.h"
+#include "octet/ops/parallel.h"
+#include "octet/ops/weight_rows.h"
+
+namespace octet {
+
+using at::IntArrayRef;
+using at::Tensor;
+using Codes = std::tuple<Tensor, Tensor>;
+using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // sums, mean, var, min, max
+
+namespace {
+
+constexpr const char* kOp = "conv_block";
+
+Tensor allocate_codes(const Tensor& x) {
+  const auto sizes = x.sym_sizes();
+  return detail::empty_channels_innermost(sizes[0], sizes[1], {sizes.begin() + 2, sizes.end()},
+                                          x.options().dtype(at::kByte));
+}
+
+// Codes in x's order, then channels innermost: the transposition moves a quarter of the bytes that it would of x.
+void write_codes(const Tensor& x, const Tensor& from, const Tensor& codes) {
+  const int64_t channels = x.size(1), pixels = x.numel() / std::max<int64_t>(1, x.size(0) * channels);
+  kernels::transpose_codes(from.const_data_ptr<uint8_t>(), x.size(0), channels, pixels,
+                           codes.mutable_data_ptr<uint8_t>(), detail::torch_parallel);
+}
+
+Codes input_codes_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax) {
+  const Grid grid = detail::read_grid(kOp, scale, zero_point, qmin, qmax);
+  if (Tensor known = detail::attached_codes(raw, grid); known.defined()) return {known, scale.clone()};
+  const bool innermost = detail::is_channels_innermost(raw);
+  const Tensor x = innermost ? raw.to(at::kFloat) : raw.to(at::kFloat).contiguous();
+  Tensor codes = allocate_codes(x), read_scale = at::empty({}, scale.options());
+  const Tensor in_order = innermost ? codes : at::empty_like(x, at::kByte);
+  const bool finite = kernels::training_codes(x.const_data_ptr<float>(), x.numel(), grid,
+                                              in_order.mutable_data_ptr<uint8_t>(), detail::torch_parallel);
+  if (!innermost) write_codes(x, in_order, codes);
+  *read_scale.mutable_data_ptr<float>() = finite ? grid.scale : std::numeric_limits<float>::quiet_NaN();
+  return {codes, read_scale};
+}
+
+Codes input_codes_meta(const Tensor& x, const Tensor& scale, const Tensor&, int64_t, int64_t) {
+  return {allocate_codes(x), at::empty({}, scale.options())};
+}
+
+// [O, I / groups, ...] dense, as PackedConv reads them.
+Tensor codes_of(const detail::WeightRows& weight) {
+  Tensor codes = at::empty_like(weight.rows(), at::kChar);
+  kernels::quantize(weight.rows().const_data_ptr<float>(), weight.layout(), weight.grids(),
+                    codes.mutable_data_ptr<int8_t>(), detail::torch_parallel);
+  return codes.contiguous();
+}
+
+Tensor allocate_sums(const Tensor& codes, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
+                     IntArrayRef dilation, int64_t groups) {
+  const auto out = detail::conv_output_sizes(kOp, codes, weight, stride, padding, dilation, groups);
+  return detail::empty_channels_innermost(codes.sym_size(0), weight.sym_size(0), out, weight.options());
+}
+
+Sums with_statistics(const Tensor& sums) {
+  const auto make = [&] { return at::empty_symint({sums.sym_size(1)}, sums.options()); };
+  return {sums, make(), make(), make(), make()};
+}
+
+Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, const Tensor& raw_weight,
+                   int64_t weight_bits, bool per_channel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                   int64_t groups) {
+  const Tensor codes = detail::channels_innermost(raw);
+  const Tensor y = allocate_sums(codes, raw_weight, stride, padding, dilation, groups);
+  const kernels::ConvShape shape = detail::conv_shape(codes, raw_weight, y, stride, padding, dilation, groups);
+  const detail::WeightRows weight(raw_weight, weight_bits, per_channel);
+  const kernels::PackedConv packed(codes_of(weight).const_data_ptr<int8_t>(), shape);
+  std::vector<float> scales(shape.out_channels);
+  for (int64_t c = 0; c < shape.out_channels; ++c) scales[c] = scale.item<float>() * weight.scale(c);
+  const Sums result = with_statistics(y);
+  const auto& [sums, mean, var, min, max] = result;
+  const kernels::ChannelStatistics out{mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>(),
+                                       min.mutable_data_ptr<float>(), max.mutable_data_ptr<float>()};
+  kernels::conv_with_statistics(packed, shape, codes.const_data_ptr<uint8_t>(), zero_point.item<int32_t>(),
+                                scales.data(), sums.mutable_data_ptr<float>(), out, detail::torch_parallel);
+  return result;
+}
+
+Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Tensor& weight, int64_t, bool,
+                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return with_statistics(allocate_sums(codes, weight, stride, padding, dilation, groups));
+}
+
+}  // namespace
+
+Codes detail::input_codes(const Tensor& x, const GridRef& grid) {
+  static const auto op = find_op<decltype(input_codes_cpu)>("_input_codes");
+  return op.call(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax);
+}
+
+bool detail::can_sum_codes(const Tensor& weight) {
+  c10::SymInt products = 255 * 127;
+  for (int64_t d = 1; d < weight.dim(); ++d) products = products * weight.sym_size(d);
+  return products < kAccumulatorLimit && kernels::active_isa() != kernels::Isa::kGeneric;
+}
+
+std::tuple<Tensor, detail::BatchStatistics> detail::conv_sums(const Tensor& codes, const Tensor& scale,
+                                                              const Tensor& zero_point, const Tensor& weight,
+                                                              const WeightCodes& weight_codes,
+                                                              const ConvArguments& conv) {
+  static const auto op = find_op<decltype(conv_sums_cpu)>("_conv_sums");
+  auto [sums, mean, var, min, max] =
+      op.call(codes, scale, zero_point, weight, weight_codes.bits, weight_codes.per_channel, conv.stride, conv.padding,
+              conv.dilation, conv.groups);
+  return {sums, {mean, var, min, max}};
+}
+
+TORCH_LIBRARY_FRAGMENT(octet, m) {
+  m.def(
+      "_input_codes(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor codes, Tensor "
+      "read_scale)");
+  m.def(
+      "_conv_sums(Tensor codes, Tensor scale, Tensor zero_point, Tensor weight, int weight_bits, bool per_channel, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor sums, Tensor mean, Tensor var, Tensor min, "
+      "Tensor max)");
+}
+
+TORCH_LIBRARY_IMPL(octet, CPU, m) {
+  m.impl("_input_codes", TORCH_FN(input_codes_cpu));
+  m.impl("_conv_sums", TORCH_FN(conv_sums_cpu));
+}
+
+TORCH_LIBRARY_IMPL(octet, Meta, m) {
+  m.impl("_input_codes", TORCH_FN(input_codes_meta));
+  m.impl("_conv_sums", TORCH_FN(conv_sums_meta));
+}
+
+}  // namespace octet

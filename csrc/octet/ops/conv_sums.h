@@ -1,0 +1,33 @@
+// The convolution of a training block on the INT8 kernels, as ops without autograd of their own. Not a public header.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <tuple>
+
+#include "octet/ops/block_tail.h"
+#include "octet/ops/grid_ref.h"
+#include "octet/ops/integer_blocks.h"
+
+namespace octet::detail {
+
+// x, which lies on `grid`, as u8 codes, channels innermost, and the scale for reading them: the grid's, or NaN where x
+// has a NaN, which no code can tell (a diverged run must show).
+std::tuple<at::Tensor, at::Tensor> input_codes(const at::Tensor& x, const GridRef& grid);
+
+struct WeightCodes {
+  int64_t bits;
+  bool per_channel;
+};
+
+// Whether conv_sums takes this weight and is worth it: exact in int32, an instruction set made for it.
+bool can_sum_codes(const at::Tensor& weight);
+
+// conv(scale * (codes - zero_point), fake_quantize_weight(weight)) without bias, float32, channels innermost: exact but
+// for two roundings. And its statistics.
+std::tuple<at::Tensor, BatchStatistics> conv_sums(const at::Tensor& codes, const at::Tensor& scale,
+                                                  const at::Tensor& zero_point, const at::Tensor& weight,
+                                                  const WeightCodes& weight_codes, const ConvArguments& conv);
+
+}  // namespace octet::detail

@@ -1,0 +1,34 @@
+#include "octet/ops/grid_codes.h"
+
+#include <utility>
+
+#include "octet/ops/attached.h"
+
+namespace octet::detail {
+
+using at::Tensor;
+
+namespace {
+
+struct GridCodes : c10::BackendMeta {
+  GridCodes(const Tensor& y, Tensor of_y, const Grid& on) : stamp(y), codes(std::move(of_y)), grid(on) {}
+
+  TensorStamp stamp;
+  Tensor codes;
+  Grid grid;
+};
+
+}  // namespace
+
+void attach_codes(const Tensor& y, Tensor codes, const Grid& grid) {
+  if (y.is_inference()) return;  // has no version: a change would go unseen
+  y.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<GridCodes>(y, std::move(codes), grid));
+}
+
+Tensor attached_codes(const Tensor& y, const Grid& grid) {
+  const auto* found = dynamic_cast<GridCodes*>(y.unsafeGetTensorImpl()->get_backend_meta());
+  if (found == nullptr || found->grid != grid || !found->stamp.matches(y)) return {};
+  return found->codes.sizes() == y.sizes() ? found->codes : Tensor();
+}
+
+}  // namespace octet::detail
