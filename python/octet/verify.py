@@ -17,15 +17,22 @@ from .prepare import QATModel
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """One layer: of `count` values `different` are not equal, by at most `largest` (steps of the grid, if on codes)."""
+    """One layer: of `count` values `different` are not equal, by at most `largest` (steps of the grid, if on codes).
+
+    Where the shapes differ, all values do, by inf.
+    """
 
     name: str
     count: int
     different: int
     largest: float
     codes: bool
+    expected_shape: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def __str__(self) -> str:
+        if self.shape != self.expected_shape:
+            return f"{self.name}: the shape must be {self.expected_shape} (got {self.shape})"
         unit = "steps" if self.codes else "in float"
         return f"{self.name}: {self.different} of {self.count} values differ, by up to {self.largest:g} {unit}"
 
@@ -63,6 +70,7 @@ def verify(
     Raises:
         TypeError: not these two kinds of model.
         ValueError: models with no layer in common.
+        Exception: what the forward of the INT8 model raises, unless a layer before it differs.
     """
     if not isinstance(qat, QATModel) or not isinstance(int8_model, Int8Model):
         kinds = (type(qat).__name__, type(int8_model).__name__)
@@ -74,10 +82,17 @@ def verify(
     finally:
         for module, flag in flags.items():
             module.training = flag
-    actual = _Recorder(int8_model).record(args, kwargs or {})
-    with torch.no_grad():  # the outputs as everybody gets them, should the model run differently than node by node
-        actual |= _outputs(int8_model(*args, **(kwargs or {})))
+    recorder, failure = _Recorder(int8_model), None
+    actual = recorder.values
+    try:
+        recorder.record(args, kwargs or {})
+        with torch.no_grad():  # the outputs as everybody gets them, should the model run differently than node by node
+            actual |= _outputs(int8_model(*args, **(kwargs or {})))
+    except Exception as error:  # maybe only because of an earlier layer
+        failure = error
     layers = [_compare(name, value, actual[name]) for name, value in expected.items() if name in actual]
+    if failure is not None and not any(layer.different for layer in layers):
+        raise failure
     if not layers:
         raise ValueError("verify: the models must have layers in common (got none)")
     return Verification(layers)
@@ -95,6 +110,7 @@ class _Recorder(Interpreter):
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.values: dict[str, _Value] = {}
+        self.grids: dict[Node, FakeQuantize] = {}
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, _Value]:
         names = [node.target for node in self.graph.nodes if node.op == "placeholder"]
@@ -107,10 +123,17 @@ class _Recorder(Interpreter):
         result = super().run_node(n)
         module = self.fetch_attr(n.target) if n.op == "call_module" else None
         if n.op in ("call_module", "call_function") and isinstance(result, Tensor):
-            self.values[n.meta["octet_name"]] = _Value(result, _grid_of(module))
+            self.values[n.meta["octet_name"]] = _Value(result, self._grid(n, module))
         elif n.op == "output":
             self.values |= _outputs(result)
         return result
+
+    def _grid(self, n: Node, module: nn.Module | None) -> FakeQuantize | None:
+        """The grid of the result if it is on one: a layer without its own leaves values on that of what it reads."""
+        grid = _grid_of(module) or next((self.grids[x] for x in n.all_input_nodes if x in self.grids), None)
+        if grid is not None:
+            self.grids[n] = grid
+        return grid
 
 
 def _outputs(result: Any) -> dict[str, _Value]:
@@ -126,12 +149,13 @@ def _grid_of(module: nn.Module | None) -> FakeQuantize | None:
 
 def _compare(name: str, expected: _Value, actual: _Value) -> LayerComparison:
     want, got = expected.tensor, actual.tensor
+    shapes = tuple(want.shape), tuple(got.shape)
     codes = got.dtype == torch.uint8 and want.is_floating_point()
+    if want.shape != got.shape:
+        return LayerComparison(name, got.numel(), max(1, got.numel()), torch.inf, codes, *shapes)
     if codes and expected.grid is not None:
         want = ops.quantize_per_tensor(want, *expected.grid.grid(), torch.uint8)
-    elif codes:  # a tied node: its grid is not its own, and its operands were compared already
-        return LayerComparison(name, got.numel(), 0, 0.0, True)
     difference = (want.double() - got.double()).abs()
     same = (want == got) | (want.isnan() & got.isnan()) if want.is_floating_point() else want == got
     largest = float(difference.nan_to_num(nan=torch.inf).masked_fill(same, 0).max()) if got.numel() else 0.0
-    return LayerComparison(name, got.numel(), int((~same).sum()), largest, codes)
+    return LayerComparison(name, got.numel(), int((~same).sum()), largest, codes, *shapes)

@@ -36,6 +36,49 @@ def test_a_fault_in_an_add_is_found():
     assert octet.verify(qat, int8, *inputs(4)).first.name == name
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.rest = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(nn.functional.pad(self.conv(x), (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("kind", [octet.nn.int8.MaxPool, octet.nn.int8.Pad, octet.nn.int8.Clamp])
+def test_a_fault_in_a_layer_without_a_grid_of_its_own_is_found(kind):
+    x = torch.randn(2, 3, 8, 8)
+    qat = octet.prepare(Padded(), (x,))
+    octet.calibrate(qat, [x], progress=False)
+    int8 = octet.convert(qat)
+    name, layer = next((n, m) for n, m in int8.named_modules() if isinstance(m, kind))
+    assert octet.verify(qat, int8, (x,))
+    layer.register_forward_hook(lambda module, args, codes: codes.clamp(max=int(codes.max()) - 1))
+    result = octet.verify(qat, int8, (x,))
+    assert result.first.name == name and result.first.largest == 1
+
+
+@pytest.mark.parametrize("layer", ["stem.0", "fc"])
+def test_a_changed_shape_names_layer_and_shapes(layer):
+    qat, inputs = trained("ResNet")
+    int8 = octet.convert(qat)
+    module = int8.get_submodule(layer)
+    module.weight, module.bias, module.multiplier = (t[:-1] for t in (module.weight, module.bias, module.multiplier))
+    result = octet.verify(qat, int8, *inputs(4))
+    want, got = result.first.expected_shape, result.first.shape
+    assert not result and result.first.name == layer and (want[0], want[1] - 1, *want[2:]) == got
+    assert str(result) == f"first difference in {layer}: the shape must be {want} (got {got})"
+
+
+def test_a_failing_forward_of_equal_layers_is_raised():
+    qat, inputs = trained("ResNet")
+    int8 = octet.convert(qat)
+    int8.get_submodule("fc").register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        octet.verify(qat, int8, *inputs(4))
+
+
 def test_verify_wants_its_two_kinds_of_model():
     qat, inputs = trained("SharedConv")
     with pytest.raises(
