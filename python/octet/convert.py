@@ -81,7 +81,8 @@ def convert(qat: QATModel, inputs: str = "float", outputs: str = "float") -> Int
         if choice not in ("float", "codes"):
             raise ValueError(f"convert: {name} must be 'float' or 'codes' (got {choice!r})")
     check_ready(qat)
-    with torch.no_grad():
+    # Inference tensors do not tell when they change: weights made of them would be packed again in every call.
+    with torch.inference_mode(False), torch.no_grad():
         return _Converter(qat, inputs == "codes", outputs == "codes").run()
 
 

@@ -45,6 +45,11 @@ def load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
         FileError: a file that is not ours, is not whole, or was written by a newer octet.
         FileNotFoundError: no file.
     """
+    with torch.inference_mode(False):  # see convert
+        return _load(path)
+
+
+def _load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
     with open(path, "rb") as file:
         content = _read(file, path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

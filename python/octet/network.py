@@ -42,7 +42,9 @@ class Network(nn.Module):
 class LoweredGraph(ModuleGraph):
     """A graph of INT8 modules that runs lowered.
 
-    Graph and modules are the truth: what is lowered from them is made again after they were moved, loaded or rewired.
+    Graph and modules are the truth: what is lowered from them is made again after they were moved, loaded or rewired,
+    and holds the same weights, biases and multipliers, so that changing those in place (not through `.data`, of which
+    torch keeps no count) acts on the next call. After giving a module another tensor or number call `recompile()`.
     Casts (`.half()`, ...) have no effect: the numbers of an INT8 model are what they are.
     In a compiler's hands it is the plain graph.
     """
@@ -86,8 +88,8 @@ def _forward_lowered(self: LoweredGraph, *args: Any, **kwargs: Any) -> Any:
 def lower(model: fx.GraphModule) -> fx.GraphModule:
     """The same computation, each integer part of two steps or more as one `Network`, over the other modules.
 
-    The weights of `model` become views of the networks' weights, so that the two together hold them once. A model that
-    is not on the CPU stays as it is.
+    The weights, biases and multipliers of `model` become views of the networks' arrays, so that the two together hold
+    them once. A model that is not on the CPU stays as it is.
     """
     nodes = list(model.graph.nodes)
     if any(tensor.device.type != "cpu" for tensor in model.buffers()):
@@ -197,7 +199,7 @@ class _ProgramWriter:
         self.biases: list[Tensor] = []
         self.numbers: list[Tensor] = []
         self.sizes = {"weights": 0, "biases": 0, "numbers": 0}
-        self.places: list[tuple[nn.Module, str, int]] = []  # which buffer's weights lie where
+        self.places: list[tuple[nn.Module, str, str, int]] = []  # which module's buffer lies in which array, and where
         self.placed: dict[int, tuple[int, int, int]] = {}  # a module called twice has its weights once
 
     def write(self, part: list[fx.Node]) -> Network:
@@ -215,9 +217,9 @@ class _ProgramWriter:
         words += [word for step in self.steps for word in step]
         arrays = (_concatenated(self.weights, torch.int8), _concatenated(self.biases, torch.int32))
         network = Network(torch.tensor(words), *arrays, _concatenated(self.numbers, torch.float32))
-        for module, name, at in self.places:
-            weight = module._buffers[name]
-            module._buffers[name] = network.weights[at : at + weight.numel()].view(weight.shape)
+        for module, name, array, at in self.places:
+            held = module._buffers[name]
+            module._buffers[name] = network._buffers[array][at : at + held.numel()].view(held.shape)
         return network
 
     def step(self, node: fx.Node, opcode: int, *arguments: Any) -> None:
@@ -240,13 +242,10 @@ class _ProgramWriter:
     def weighted(self, module: int8._Weighted) -> list[int]:
         """Weights, biases and multipliers, zero points and bounds; the `residual` word is the caller's."""
         if id(module) not in self.placed:
-            at = self._place("weights", module.weight)
-            self.places.append((module, "weight", at))
-            self.placed[id(module)] = (
-                at,
-                self._place("biases", module.bias),
-                self._place("numbers", module.multiplier),
-            )
+            held = {"weight": "weights", "bias": "biases", "multiplier": "numbers"}
+            at = {name: self._place(array, getattr(module, name)) for name, array in held.items()}
+            self.places += [(module, name, array, at[name]) for name, array in held.items()]
+            self.placed[id(module)] = tuple(at.values())
         return [*self.placed[id(module)], module.x_zero_point, module.y_zero_point, module.lo, module.hi]
 
     def _place(self, name: str, tensor: Tensor) -> int:

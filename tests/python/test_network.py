@@ -159,12 +159,13 @@ def test_weights_are_held_once(resnet):
     assert {w.untyped_storage().data_ptr() for w in weights} == {flat.untyped_storage().data_ptr()}
 
 
-def test_changed_weights_are_seen(resnet):
+@pytest.mark.parametrize("name", ["weight", "bias", "multiplier"])
+def test_numbers_changed_in_place_are_seen(resnet, name):
     model, x, expected = copy.deepcopy(resnet[0]), *resnet[1:]
     state = copy.deepcopy(model.state_dict())
     model(x)
     conv = next(m for m in model.modules() if isinstance(m, octet.nn.int8.Conv2d))
-    conv.weight.neg_()
+    getattr(conv, name).mul_(-1 if name == "weight" else 2)
     assert torch.equal(model(x), by_module(model)(x))
     assert not torch.equal(model(x), expected)
     model.load_state_dict(state)
@@ -176,6 +177,19 @@ def test_loading_other_numbers_is_seen(resnet):
     state = {key: value * 2 if key.endswith("scale") else value for key, value in model.state_dict().items()}
     model.load_state_dict(state)
     assert torch.equal(model(x), by_module(model)(x))
+
+
+def test_converted_and_loaded_in_inference_mode_keep_ordinary_tensors(tmp_path):
+    """Inference tensors do not tell when they change, so nothing made of them could be kept between calls."""
+    qat, inputs = trained("ResNet")
+    with torch.inference_mode():
+        int8 = octet.convert(qat)
+        octet.save(int8, tmp_path / "model")
+        loaded = octet.load(tmp_path / "model")
+        expected = int8(*inputs(2)[0])
+    for model in (int8, loaded):
+        assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    assert expected.is_inference()
 
 
 def test_compiles_module_by_module(resnet):

@@ -12,7 +12,8 @@
 
 namespace octet::detail {
 
-// Tells whether a tensor is still the one it was: the same storage, place and version.
+// Tells whether a tensor is still the one it was: the same storage, place and version. Inference tensors have no
+// version and count as unchanged: comparing all weights of a network in every call would be a large part of it.
 class TensorStamp {
  public:
   explicit TensorStamp(const at::Tensor& tensor)

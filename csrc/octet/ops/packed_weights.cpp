@@ -1,5 +1,6 @@
 #include "octet/ops/packed_weights.h"
 
+#include <ATen/ops/equal.h>
 #include <c10/core/StorageImpl.h>
 
 #include <mutex>
@@ -30,28 +31,35 @@ struct Entry {
   Key key;
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  // while it is held the address is not given out again
   std::shared_ptr<const PackedConv> packed;
+  at::Tensor seen;  // a copy of an inference tensor, whose changes torch does not count; else undefined
+
+  bool holds(const Key& wanted, const at::Tensor& weight) const {
+    return key == wanted && !storage.expired() && (!seen.defined() || at::equal(seen, weight));
+  }
 };
 
 class Cache {
  public:
-  std::shared_ptr<const PackedConv> find(const c10::StorageImpl* storage, const Key& key) {
+  std::shared_ptr<const PackedConv> find(const at::Tensor& weight, const Key& key) {
     const std::lock_guard lock(mutex_);
-    const auto [begin, end] = entries_.equal_range(storage);
+    const auto [begin, end] = entries_.equal_range(weight.storage().unsafeGetStorageImpl());
     for (auto it = begin; it != end; ++it) {
-      if (it->second.key == key && !it->second.storage.expired()) return it->second.packed;
+      if (it->second.holds(key, weight)) return it->second.packed;
     }
     return nullptr;
   }
 
-  void insert(const c10::Storage& storage, const Key& key, std::shared_ptr<const PackedConv> packed) {
+  void insert(const at::Tensor& weight, const Key& key, std::shared_ptr<const PackedConv> packed) {
     const std::lock_guard lock(mutex_);
+    const c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
     std::erase_if(entries_, [&](const auto& item) {
       const auto& [address, entry] = item;
-      const bool outdated = address == storage.unsafeGetStorageImpl() && entry.key.version != key.version;
+      const bool outdated = address == storage && (entry.key.version != key.version || entry.key == key);
       return entry.storage.expired() || outdated;
     });
-    c10::weak_intrusive_ptr<c10::StorageImpl> weak(storage.getWeakStorageImpl());
-    entries_.emplace(storage.unsafeGetStorageImpl(), Entry{key, std::move(weak), std::move(packed)});
+    c10::weak_intrusive_ptr<c10::StorageImpl> weak(weight.storage().getWeakStorageImpl());
+    at::Tensor seen = weight.is_inference() ? weight.clone() : at::Tensor();
+    entries_.emplace(storage, Entry{key, std::move(weak), std::move(packed), std::move(seen)});
   }
 
  private:
@@ -73,18 +81,17 @@ std::shared_ptr<const PackedConv> pack(const at::Tensor& weight, const ConvShape
 }  // namespace
 
 std::shared_ptr<const PackedConv> packed_weight(const at::Tensor& weight, const ConvShape& shape) {
-  if (weight.is_inference()) return pack(weight, shape);  // has no version: a change would go unseen
-  const Key key{static_cast<uint32_t>(weight._version()),
+  const Key key{weight.is_inference() ? 0 : static_cast<uint32_t>(weight._version()),
                 weight.storage_offset(),
                 weight.sizes().vec(),
                 weight.strides().vec(),
                 shape.groups,
                 shape.dilation,
                 kernels::active_isa()};
-  auto found = cache().find(weight.storage().unsafeGetStorageImpl(), key);
+  auto found = cache().find(weight, key);
   if (found != nullptr) return found;
   found = pack(weight, shape);
-  cache().insert(weight.storage(), key, found);
+  cache().insert(weight, key, found);
   return found;
 }
 
