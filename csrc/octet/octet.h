@@ -1,6 +1,8 @@
 // Everything: ops, modules, conversion. Programs in a hurry to compile include what they use instead.
 #pragma once
 
+#include "octet/convert/mode.h"
+#include "octet/convert/module.h"
 #include "octet/convert/sequential.h"
 #include "octet/nn/elementwise.h"
 #include "octet/nn/fake_quantize.h"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .errors import RangeError
 from .nn import FakeQuantize
+from .nn.fake_quantize import FRESH
 from .schedule import set_mode
 
 
@@ -64,7 +65,7 @@ def _begin(grid: FakeQuantize) -> None:
     grid.observer, grid.calibrating = "min_max", True
     grid.min.fill_(torch.inf)
     grid.max.fill_(-torch.inf)
-    grid.stale.fill_(False)
+    grid.stale.fill_(FRESH)
     grid.refresh()
 
 

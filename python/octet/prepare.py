@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from . import _C
 from .capture import ModuleGraph, capture
@@ -38,8 +38,12 @@ class QATModel(ModuleGraph):
 
     Trains in an ordinary loop. `.train()` observes and fake-quantizes; `.eval()` never observes and gives the bits of
     the INT8 model. `deepcopy`, `state_dict`, optimizers work as on the original; a state_dict of the original, which
-    has no quantization buffers, loads too.
+    has no quantization buffers, loads too. A forward that raises leaves no trace in the ranges.
     """
+
+    def __init__(self, root: nn.Module, graph: Graph, class_name: str | None = None) -> None:
+        super().__init__(root, graph, class_name)
+        self.register_forward_hook(_forget_if_raised, always_call=True)
 
     @property
     def rows(self) -> list[Row]:
@@ -98,12 +102,17 @@ def prepare(
     return _Builder(graph, roles, plan_grids(graph.graph, roles), recipe, low_memory).run()
 
 
-def freeze_float_norms(model: nn.Module) -> None:
-    """Puts batch norms that no block runs into evaluation mode."""
+def _forget_if_raised(model: QATModel, args: Any, output: Any) -> None:
+    if output is None:  # what hooks get of a forward that raised
+        model.get_submodule(ROOT)._forget()
+
+
+def freeze_float_norms(model: nn.Module, freeze: bool = True) -> None:
+    """Puts batch norms that no block runs into evaluation mode, or back into that of the model."""
     owned = {id(m.bn) for m in model.modules() if isinstance(m, Block) and hasattr(m, "bn")}
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in owned:
-            module.eval()
+            module.train(model.training and not freeze)
 
 
 class _Builder:

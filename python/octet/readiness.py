@@ -7,6 +7,7 @@ from torch import nn
 
 from .errors import ConvertError
 from .nn import Block, FakeQuantize
+from .nn.fake_quantize import STALE
 from .prepare import ROOT
 
 
@@ -28,7 +29,7 @@ def _check_grid(grid: FakeQuantize) -> None:
         what = f"must have a finite range (got [{low}, {high}]{seen}); train or calibrate first"
     elif not bool(grid.enabled):
         what = "must have fake quantization on (got off); octet.set_mode(qat, fake_quantize=True)"
-    elif bool(grid.stale):
+    elif int(grid.stale) == STALE:
         what = (
             "must have been observed with fake quantization on (got ranges observed in training while it was off, "
             "after it had been on); train on with both, or calibrate"

@@ -24,7 +24,8 @@ def set_mode(
         observe: ranges follow the data.
         fake_quantize: layers that have ranges compute on their grids. Off, the model is its float original.
         freeze_bn: batch norm uses and keeps its running statistics in training too. With the ranges frozen as well,
-            training forwards then give the bits of evaluation.
+            training forwards then give the bits of evaluation. Batch norms that no block runs go into evaluation mode,
+            or back into that of the model; in a module composed by hand `model.train()` undoes it.
         freeze_ranges: the opposite of observe, under the name of what it is for; it wins.
     """
     observing = observe if not freeze_ranges else False
@@ -38,10 +39,10 @@ def set_mode(
                 module.set_enabled(fake_quantize)
         elif isinstance(module, NormBlock) and freeze_bn is not None:
             module.freeze_bn = freeze_bn
-    if isinstance(model, QATModel) and freeze_bn is not None:
-        model.get_submodule(ROOT)._freeze_bn = freeze_bn
-        if freeze_bn:
-            freeze_float_norms(model)
+    if freeze_bn is not None:
+        if isinstance(model, QATModel):
+            model.get_submodule(ROOT)._freeze_bn = freeze_bn
+        freeze_float_norms(model, freeze_bn)
 
 
 class Schedule:

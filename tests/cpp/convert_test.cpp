@@ -8,6 +8,7 @@
 #include <ATen/ops/randn.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
+#include <torch/nn/cloneable.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/linear.h>
@@ -15,6 +16,7 @@
 #include <torch/optim/sgd.h>
 
 #include <limits>
+#include <memory>
 
 #include "expect_error.h"
 #include "octet/convert/sequential.h"
@@ -120,7 +122,7 @@ TEST(PrepareConvert, FloatIslands) {
                                                 tnn::Linear(8, 4), tnn::Softplus()),
                                 {.overrides = {{"2", kFloat}}});
   EXPECT_EQ(qat->named_children().keys(),
-            (std::vector<std::string>{"0_input", "0", "1", "2", "3", "4_input", "4", "5"}));
+            (std::vector<std::string>{"0_input", "0", "1_to_float", "1", "2", "3", "4_input", "4", "5_to_float", "5"}));
   train(qat, {8, 6});
   expect_same_bits(qat, {8, 6});
   const auto names = convert(qat)->named_children().keys();
@@ -170,6 +172,53 @@ TEST(Calibrate, GivesRangesWithoutTraining) {
   model->eval();
   const at::Tensor x = batches[0];
   EXPECT_TRUE(at::allclose(convert(qat)->forward(x), model->forward(x), 0, 0.1));
+}
+
+// A float layer that notes the strides it gets.
+struct ProbeImpl : tnn::Cloneable<ProbeImpl> {
+  void reset() override {}
+  at::Tensor forward(const at::Tensor& x) {
+    *strides = x.strides().vec();
+    return x.softmax(1);
+  }
+  std::shared_ptr<std::vector<int64_t>> strides = std::make_shared<std::vector<int64_t>>();  // shared with clones
+};
+TORCH_MODULE(Probe);
+
+// Float kernels round differently at the ends of their loops, so float parts must read equal strides, too.
+TEST(PrepareConvert, FloatPartsReadTheSameStrides) {
+  at::manual_seed(8);
+  Probe probe;
+  tnn::Sequential qat = prepare(tnn::Sequential(tnn::Conv2d(3, 16, 3), tnn::ReLU(), probe));
+  qat->forward(at::randn({4, 3, 9, 9}));
+  const c10::NoGradGuard guard;
+  qat->eval();
+  tnn::Sequential int8 = convert(qat);
+  const at::Tensor x = at::randn({3, 3, 9, 9}).contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor expected = qat->forward(x);
+  const std::vector<int64_t> strides = *probe->strides;
+  EXPECT_TRUE(at::equal(int8->forward(x), expected));
+  EXPECT_EQ(*probe->strides, strides);
+}
+
+TEST(SetMode, FreezesBatchNormsOutsideOfBlocksToo) {
+  tnn::Sequential qat = prepare(tnn::Sequential(tnn::Conv2d(3, 4, 1), tnn::BatchNorm2d(4), tnn::ReLU(),
+                                                tnn::Conv2d(4, 4, 1), tnn::BatchNorm2d(4)),
+                                {.overrides = {{"0", kFloat}, {"1", kFloat}}});
+  const auto* plain = qat->named_children()["1"]->as<tnn::BatchNorm2d>();
+  const auto* block = qat->named_children()["3"]->as<nn::ConvBlockImpl<2>>();
+  set_mode(*qat, {.freeze_bn = true});
+  EXPECT_FALSE(plain->is_training());
+  EXPECT_TRUE(block->freeze_bn);
+  const at::Tensor before = plain->running_mean.clone();
+  qat->forward(at::randn({4, 3, 2, 2}) + 5);
+  EXPECT_TRUE(at::equal(plain->running_mean, before));
+  set_mode(*qat, {.freeze_bn = false});
+  EXPECT_TRUE(plain->is_training());
+  EXPECT_FALSE(block->freeze_bn);
+  qat->eval();
+  set_mode(*qat, {.freeze_bn = false});
+  EXPECT_FALSE(plain->is_training());
 }
 
 TEST(Errors, NameTheLayer) {

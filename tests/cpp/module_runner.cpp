@@ -1,8 +1,10 @@
 // Runs one octet::nn module as tests/python/test_cpp_modules.py runs its namesake in octet.nn:
 //   module_runner NAME INPUT.pt OUTPUT.pt
 // INPUT.pt: {"state": {key: tensor}, "batches": [[operand, ...], ...]}. Trains on all batches but the last, evaluates
-// on it, and writes the output of every forward, the codes of the INT8 module and the state after.
+// on it, and writes the output of every forward, the state after, and what the INT8 module gives (codes, or values if
+// it was prepared and converted in place).
 #include <ATen/core/Dict.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include <fstream>
@@ -10,6 +12,7 @@
 #include <iterator>
 #include <map>
 
+#include "octet/convert/module.h"
 #include "octet/nn/elementwise.h"
 #include "octet/nn/layers.h"
 
@@ -28,25 +31,50 @@ std::vector<char> read(const char* path) {
 struct Root : torch::nn::Module {
   FakeQuantize a = register_module("a", FakeQuantize()), b = register_module("b", FakeQuantize());
   std::function<at::Tensor(const Tensors&)> block;
-  std::function<torch::nn::AnyModule()> to_int8;
+  std::function<at::Tensor(const Tensors&)> int8;
 
   template <class Holder>
   void unary(Holder module) {
     register_module("block", module);
     block = [=](const Tensors& x) mutable { return module->forward(x[0]); };
-    to_int8 = [=] { return module->to_int8(); };
+    int8 = [=, this](const Tensors& x) { return module->to_int8().forward(codes(a, x[0])); };
   }
   template <class Holder>
   void binary(Holder module) {
     register_module("block", module);
     bind({a, b, module->output}, {0, 0, 0});
     block = [=](const Tensors& x) mutable { return module->forward(x[0], x[1]); };
-    to_int8 = [=] { return module->to_int8(); };
+    int8 = [=, this](const Tensors& x) { return module->to_int8().forward(codes(a, x[0]), codes(b, x[1])); };
+  }
+  // A module of one's own, with a grid for its input.
+  template <class Holder>
+  void own(Holder module, const at::Tensor& example) {
+    register_module("block", module);
+    octet::prepare(*module, example);
+    block = [=](const Tensors& x) mutable { return module->forward(x[0]); };
+    int8 = [=, this](const Tensors& x) mutable {
+      const at::Tensor on_grid = a->forward(x[0]);
+      octet::convert(*module);
+      return module->forward(on_grid);
+    };
   }
   Tensors quantized(const Tensors& x) {
     return x.size() == 1 ? Tensors{a->forward(x[0])} : Tensors{a->forward(x[0]), b->forward(x[1])};
   }
+
+ private:
+  static at::Tensor codes(const FakeQuantize& grid, const at::Tensor& x) {
+    return int8::Quantize(grid->grid())->forward(x);
+  }
 };
+
+struct ResidualImpl : torch::nn::Module {
+  ConvBnReLU2d first = register_module("first", ConvBnReLU2d(torch::nn::Conv2dOptions(4, 4, 3).padding(1).bias(false)));
+  ConvBn2d second = register_module("second", ConvBn2d(torch::nn::Conv2dOptions(4, 4, 3).padding(1)));
+  AddReLU add = register_module("add", AddReLU());
+  at::Tensor forward(const at::Tensor& x) { return add->forward(second->forward(first->forward(x)), x); }
+};
+TORCH_MODULE(Residual);
 
 using Make = std::function<void(Root&)>;
 
@@ -74,6 +102,7 @@ const std::map<std::string, Make> kModules{
      }},
     {"Add", [](Root& r) { r.binary(Add(r.a, r.b)); }},
     {"AddReLU", [](Root& r) { r.binary(AddReLU(r.a, r.b)); }},
+    {"Residual", [](Root& r) { r.own(Residual(), at::zeros({2, 4, 9, 8})); }},
 };
 
 std::map<std::string, at::Tensor> state_of(const torch::nn::Module& module) {
@@ -102,12 +131,6 @@ Tensors tensors(const c10::IValue& list) {
   return result;
 }
 
-at::Tensor codes(Root& root, const Tensors& x) {
-  torch::nn::AnyModule int8 = root.to_int8();
-  const at::Tensor a = int8::Quantize(root.a->grid())->forward(x[0]);
-  return x.size() == 1 ? int8.forward(a) : int8.forward(a, int8::Quantize(root.b->grid())->forward(x[1]));
-}
-
 void run(const char* name, const char* input, const char* output) {
   Root root;
   kModules.at(name)(root);
@@ -120,13 +143,12 @@ void run(const char* name, const char* input, const char* output) {
   const auto batches = given.at("batches").toList();
   for (size_t i = 0; i < batches.size(); ++i) {
     const Tensors x = tensors(batches.get(i));
-    if (i + 1 == batches.size()) {
-      root.eval();
-      results.insert("codes", codes(root, x));
-    }
+    if (i + 1 == batches.size()) root.eval();
     results.insert("forward" + std::to_string(i), root.block(root.quantized(x)).detach());
   }
   for (const auto& [key, tensor] : state_of(root)) results.insert("state." + key, tensor);
+  const c10::NoGradGuard guard;
+  results.insert("int8", root.int8(tensors(batches.get(batches.size() - 1))));
   const std::vector<char> bytes = torch::jit::pickle_save(results);
   std::ofstream(output, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }

@@ -97,6 +97,19 @@ def test_batch_norms_in_float_parts_freeze_too():
     assert torch.equal(qat.get_submodule("1").running_mean, before)
 
 
+def test_unfreezing_returns_float_batch_norms_to_training_at_once():
+    by_hand = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    recipe = octet.Recipe(overrides={"0": octet.Float, "1": octet.Float})
+    for model in (octet.prepare(by_hand, (torch.randn(2, 3, 2, 2),), recipe), by_hand):
+        norm = model.get_submodule("1")
+        octet.set_mode(model.train(), freeze_bn=True)
+        assert not norm.training
+        octet.set_mode(model, freeze_bn=False)
+        assert norm.training
+        octet.set_mode(model.eval(), freeze_bn=False)
+        assert not norm.training
+
+
 def test_without_fake_quantization_training_is_that_of_the_float_model():
     qat, inputs = prepared("ResNet")
     model, _ = build("ResNet")
@@ -104,6 +117,56 @@ def test_without_fake_quantization_training_is_that_of_the_float_model():
     ((x,), _) = inputs(4)
     for _ in range(2):
         torch.testing.assert_close(qat(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_ranges_observed_while_fake_quantization_is_off_again_are_stale_also_after_loading(loaded):
+    qat, inputs = trained("SharedConv")
+    octet.set_mode(qat, fake_quantize=False)
+    if loaded:
+        fresh = prepared()[0]
+        fresh.load_state_dict(qat.state_dict())
+        qat = fresh
+    octet.set_mode(qat, fake_quantize=True)
+    octet.convert(qat)  # nothing was observed meanwhile
+    octet.set_mode(qat, fake_quantize=False)
+    train(qat, inputs, steps=1)
+    octet.set_mode(qat, fake_quantize=True)
+    with pytest.raises(octet.errors.ConvertError, match="observed in training while it was off, after it had been on"):
+        octet.convert(qat)
+    train(qat, inputs, steps=1)
+    octet.convert(qat)
+
+
+# Forwards that fail.
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_forward_that_raises_leaves_no_trace_in_the_ranges(copied):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    qat = octet.prepare(model, (torch.randn(2, 3, 2, 2),))
+    qat = copy.deepcopy(qat) if copied else qat
+    x = torch.randn(2, 3, 2, 2)
+    qat(x)
+    before = copy.deepcopy(qat.state_dict())
+    blocked = qat.get_submodule("octet.1").register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        qat(100 * x)
+    assert equal_bits(before, qat.state_dict())
+    blocked.remove()
+    qat(x)
+    entry = qat.get_submodule("octet.input")
+    assert float(entry.max) == before["octet.input.max"] == float(x.max())
+
+
+def test_a_forward_that_raises_leaves_no_trace_in_grids_bound_by_hand():
+    first = octet.nn.FakeQuantize()
+    model = octet.nn.bind(nn.Sequential(first, nn.Linear(2, 2)))
+    model(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.full((1, 3), 50.0))
+    model(torch.ones(1, 2))
+    assert float(first.max) == 1.0
 
 
 # Calibration.

@@ -184,6 +184,7 @@ class Preparer {
   }
 
   void place_island(const Layer& layer) {
+    if (grid_) add(result_, layer.name + "_to_float", AnyModule(nn::ToFloat()));
     grid_ = nn::FakeQuantize(nullptr);
     add(result_, layer.name, layer.module);
   }
@@ -201,7 +202,7 @@ class Converter {
  public:
   Sequential run(const Sequential& qat) {
     for (const Layer& layer : layers_of(qat)) place(layer);
-    if (grid_) add(result_, "dequantize", AnyModule(nn::int8::Dequantize(grid_->grid())));
+    if (grid_) place_dequantize("dequantize");
     result_->eval();
     return result_;
   }
@@ -215,17 +216,18 @@ class Converter {
     } else if (auto block = std::dynamic_pointer_cast<nn::BlockImpl>(layer.module.ptr())) {
       add(result_, layer.name, block->to_int8());
       grid_ = block->output;
-    } else if (!grid_ || !keeps_grid(layer.module)) {
-      place_island(layer);
+    } else if (as<nn::ToFloat>(layer.module)) {
+      place_dequantize(layer.name.substr(0, layer.name.rfind("_to_float")) + "_dequantize");
+    } else if (!grid_) {
+      add(result_, layer.name, layer.module.clone());  // a float island
     } else if (!is_dropout(layer.module)) {
       place_tied(layer);
     }
   }
 
-  void place_island(const Layer& layer) {
-    if (grid_) add(result_, layer.name + "_dequantize", AnyModule(nn::int8::Dequantize(grid_->grid())));
+  void place_dequantize(const std::string& name) {
+    add(result_, name, AnyModule(nn::int8::Dequantize(grid_->grid())));
     grid_ = nn::FakeQuantize(nullptr);
-    add(result_, layer.name, layer.module.clone());
   }
 
   void place_tied(const Layer& layer) {
@@ -253,13 +255,6 @@ class Converter {
   nn::FakeQuantize grid_{nullptr};  // of the codes so far; empty while the value is float
 };
 
-template <class Impl, class Function>
-void for_each(torch::nn::Module& model, Function f) {
-  model.apply([&](torch::nn::Module& module) {
-    if (auto* found = dynamic_cast<Impl*>(&module)) f(*found);
-  });
-}
-
 }  // namespace
 
 Sequential prepare(const Sequential& model, const Recipe& recipe) {
@@ -273,32 +268,8 @@ Sequential convert(const Sequential& qat) {
   return Converter().run(qat);
 }
 
-void set_mode(torch::nn::Module& model, const Mode& mode) {
-  for_each<nn::FakeQuantizeImpl>(model, [&](nn::FakeQuantizeImpl& grid) {
-    if (mode.observe) grid.set_observing(*mode.observe);
-    if (mode.fake_quantize) grid.set_enabled(*mode.fake_quantize);
-  });
-  for_each<nn::NormBlockImpl>(model, [&](nn::NormBlockImpl& block) {
-    if (mode.freeze_bn) block.freeze_bn = *mode.freeze_bn;
-  });
-}
-
 void calibrate(Sequential& qat, const std::vector<at::Tensor>& batches) {
-  const c10::NoGradGuard guard;
-  const bool training = qat->is_training();
-  const auto calibrating = [&](bool on) {
-    for_each<nn::FakeQuantizeImpl>(*qat, [&](nn::FakeQuantizeImpl& grid) { grid.set_calibrating(on); });
-    qat->train(!on && training);
-  };
-  calibrating(true);
-  try {
-    for (const at::Tensor& batch : batches) qat->forward(batch);
-  } catch (...) {
-    calibrating(false);
-    throw;
-  }
-  calibrating(false);
-  set_mode(*qat, {.observe = false, .fake_quantize = true});
+  calibrate(*qat, batches.size(), [&](size_t i) { qat->forward(batches[i]); });
 }
 
 }  // namespace octet

@@ -7,9 +7,9 @@
 
 #include <torch/nn/modules/container/sequential.h>
 
-#include <optional>
 #include <vector>
 
+#include "octet/convert/mode.h"
 #include "octet/nn/spec.h"
 
 namespace octet {
@@ -29,17 +29,6 @@ torch::nn::Sequential prepare(const torch::nn::Sequential& model, const Recipe& 
 // grid without a finite range, with fake quantization off or stale ranges; parameters with NaN or inf; each names it.
 torch::nn::Sequential convert(const torch::nn::Sequential& qat);
 
-// Switches what training forwards do; what is left out stays.
-struct Mode {
-  std::optional<bool> observe = std::nullopt;        // ranges follow the data
-  std::optional<bool> fake_quantize = std::nullopt;  // off: the model is its float original
-  std::optional<bool> freeze_bn =
-      std::nullopt;  // batch norm inside blocks keeps its running statistics in training too
-};
-void set_mode(torch::nn::Module& model, const Mode& mode);
-
-// Static quantization after training: shows the batches to the observers in evaluation mode and leaves observing off,
-// fake quantization on.
 void calibrate(torch::nn::Sequential& qat, const std::vector<at::Tensor>& batches);
 
 }  // namespace octet

@@ -3,8 +3,10 @@
 #include <string>
 #include <utility>
 
+#include "octet/nn/trace.h"
 #include "octet/ops/blocks.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/quantize.h"
 
 namespace octet::nn {
 
@@ -15,7 +17,10 @@ int32_t code(const at::Tensor& zero_point) { return zero_point.item<int32_t>(); 
 }  // namespace
 
 BlockImpl::BlockImpl(std::string name, const BlockOptions& options, Activation activation)
-    : Module(std::move(name)), output(options.output), activation(options.activation.value_or(activation)) {
+    : Module(std::move(name)),
+      output(options.output),
+      activation(options.activation.value_or(activation)),
+      label(options.label) {
   if (!output) output = register_module("output", FakeQuantize(options.activations, options.label));
 }
 
@@ -26,12 +31,56 @@ bool BlockImpl::active() const {
   return output->active();
 }
 
+at::Tensor BlockImpl::run(Tensors operands, const Compute& compute) {
+  if (detail::Trace* trace = detail::Trace::current()) return trace->call(*this, operands, compute);
+  if (!int8_.is_empty()) return run_int8(std::move(operands));
+  if (!wiring) return compute(operands);
+  check_count(operands);
+  const auto grids = inputs();
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (wiring->arrivals[i] == Arrival::kFloat) operands[i] = grids[keeps_grid() ? 0 : i].ptr()->forward(operands[i]);
+  }
+  const at::Tensor y = compute(operands);
+  output->settle(*this);
+  // Float kernels round differently at the ends of their loops, so a float reader gets the strides of the INT8 form.
+  return is_training() || wiring->gives_codes ? y : y.contiguous();
+}
+
+at::Tensor BlockImpl::run_int8(Tensors operands) {
+  TORCH_CHECK(!is_training(), label, ": a converted module must be in evaluation mode (got training mode)");
+  check_count(operands);
+  const auto grids = inputs();
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const bool codes = wiring->arrivals[i] == Arrival::kCodes;
+    TORCH_CHECK(codes == (operands[i].scalar_type() == at::kByte), label, ": operand ", i, " must be ",
+                codes ? "the uint8 codes of a block" : "floating point",
+                ", as in the forward that octet::prepare ran (got ", operands[i].scalar_type(), ")");
+    const GridArguments grid = grids[keeps_grid() ? 0 : i]->grid();
+    if (!codes) {
+      operands[i] = quantize_per_tensor(operands[i], grid.scale, grid.zero_point, grid.qmin, grid.qmax, at::kByte);
+    }
+  }
+  const at::Tensor y = call(int8_, operands);
+  return wiring->gives_codes ? y : dequantize_per_tensor(y, output->scale, output->zero_point).contiguous();
+}
+
+void BlockImpl::check_count(const Tensors& operands) const {
+  TORCH_CHECK(operands.size() == wiring->arrivals.size(), label, ": must have ", wiring->arrivals.size(),
+              " operands, as in the forward that octet::prepare ran (got ", operands.size(), ")");
+}
+
+void BlockImpl::switch_to(torch::nn::AnyModule int8) {
+  if (!int8_.is_empty()) unregister_module("int8");
+  int8_ = std::move(int8);
+  register_module("int8", int8_.ptr());
+}
+
 // Without an input grid the block is not active, and the op does not read what stands in for it.
 GridArguments BlockImpl::grid_of(const FakeQuantize& input) const { return (input ? input : output)->grid(); }
 
 void BlockImpl::observe(const at::Tensor& low, const at::Tensor& high) {
   if (output->observes()) output->observe(low, high);
-  output->settle();
+  output->settle(*output);
 }
 
 int8::Bounds BlockImpl::bounds() const {
@@ -43,13 +92,12 @@ int8::Bounds BlockImpl::bounds() const {
 
 void BlockImpl::check_ready() const {
   for (const FakeQuantize& input : inputs()) {
-    TORCH_CHECK(input, "convert: ", output->label, " (", name(), "): must have the grid of its input (got none)");
+    TORCH_CHECK(input, "convert: ", label, " (", name(), "): must have the grid of its input (got none)");
     input->check_ready();
   }
   output->check_ready();
   const auto check_finite = [&](const std::string& key, const at::Tensor& value) {
-    TORCH_CHECK(value.isfinite().all().item<bool>(), "convert: ", output->label, ": ", key,
-                " must be finite (got NaN or inf)");
+    TORCH_CHECK(value.isfinite().all().item<bool>(), "convert: ", label, ": ", key, " must be finite (got NaN or inf)");
   };
   for (const auto& parameter : named_parameters()) check_finite(parameter.key(), parameter.value());
   for (const auto& buffer : named_buffers()) {
@@ -59,8 +107,13 @@ void BlockImpl::check_ready() const {
 }
 
 NormBlockImpl::NormBlockImpl(std::string name, const BlockOptions& options, Activation activation)
-    : BlockImpl(std::move(name), options, activation), input(options.input), weights(options.weights) {
-  TORCH_CHECK(weights.bits >= 2 && weights.bits <= 8, "Spec: bits must be 2 to 8 (got ", weights.bits, ")");
+    : BlockImpl(std::move(name), options, activation), input(options.input) {
+  set_weights(options.weights);
+}
+
+void NormBlockImpl::set_weights(const Spec& spec) {
+  TORCH_CHECK(spec.bits >= 2 && spec.bits <= 8, "Spec: bits must be 2 to 8 (got ", spec.bits, ")");
+  weights = spec;
 }
 
 int8::Folded NormBlockImpl::fold(const at::Tensor& weight, const at::Tensor& bias, const Norm& norm) const {
@@ -83,7 +136,7 @@ void detail::update_statistics(at::Tensor running_mean, at::Tensor running_var, 
 
 void NormBlockImpl::check_accumulator(const at::Tensor& weight) const {
   const int64_t taps = weight.numel() / weight.size(0), largest = (int64_t{1} << (weights.bits - 1)) - 1;
-  TORCH_CHECK(accumulator_fits(taps, 255, static_cast<int32_t>(largest)), name(), " ", output->label,
+  TORCH_CHECK(accumulator_fits(taps, 255, static_cast<int32_t>(largest)), name(), " ", label,
               ": products summed per output times 255 times the largest weight code must stay below ",
               kAccumulatorLimit, " (got ", taps, " products)");
 }

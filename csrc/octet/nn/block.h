@@ -5,6 +5,7 @@
 #include <torch/nn/modules/container/any.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,21 @@ struct BlockOptions {
   std::string label = "";                               // what errors call the block
 };
 
+// How an operand comes to a block of a module that octet::prepare has wired.
+enum class Arrival {
+  kOnGrid,  // float values that lie on the operand's grid
+  kFloat,   // float values that the block itself puts on the grid
+  kCodes,   // once converted as uint8 codes, before that as kOnGrid
+};
+
+// What octet::prepare saw in the forward of a module.
+struct Wiring {
+  std::vector<Arrival> arrivals;  // by operand
+  bool gives_codes = false;       // nothing but blocks reads the result, so that it may be codes once converted
+};
+
+using Tensors = std::vector<at::Tensor>;
+
 // An operator of the integer network as it is while training. Its output is on the grid `output`.
 //
 // Until the grids it reads and writes have ranges, or with fake quantization off, a block is its float composition.
@@ -33,28 +49,55 @@ struct BlockOptions {
 // original's grids.
 class BlockImpl : public torch::nn::Module {
  public:
+  using Compute = std::function<at::Tensor(const Tensors&)>;
+
+  // A reference to the grid of an operand, which is not a child, and its name.
+  struct Operand {
+    std::string name;
+    FakeQuantize* grid;
+  };
+
   // The grids of the operands; empty holders where the producer has none.
   virtual std::vector<FakeQuantize> inputs() const = 0;
+  // The same, to be set; none where operands and result are on one grid.
+  virtual std::vector<Operand> operands() { return {}; }
+  // Whether operands and result are on one grid, `output`.
+  virtual bool keeps_grid() const { return false; }
   // The module of octet::nn::int8 that computes the same codes. Throws unless all grids are ready to be converted.
   virtual torch::nn::AnyModule to_int8() const = 0;
 
   bool active() const;  // whether this forward is on the grids
+  // From now on forward runs `int8`, on codes or on float values as the wiring says.
+  void switch_to(torch::nn::AnyModule int8);
 
   FakeQuantize output{nullptr};
   Activation activation;
+  std::string label;             // what errors call the block
+  std::optional<Wiring> wiring;  // set by octet::prepare for the blocks of a user's own module
 
  protected:
   BlockImpl(std::string name, const BlockOptions& options, Activation activation);
+  // Every forward: `compute` on the operands as they are to be, or its INT8 form.
+  at::Tensor run(Tensors operands, const Compute& compute);
+  virtual at::Tensor call(torch::nn::AnyModule& int8, const Tensors& codes) { return int8.forward(codes[0]); }
   GridArguments grid_of(const FakeQuantize& input) const;
   void observe(const at::Tensor& low, const at::Tensor& high);  // and ends the output grid's part of this forward
   int8::Bounds bounds() const;                                  // rule 6: an activation is a clamp of the output codes
   void check_ready() const;
+
+ private:
+  at::Tensor run_int8(Tensors operands);
+  void check_count(const Tensors& operands) const;
+
+  torch::nn::AnyModule int8_;  // empty before convert
 };
 
 // A block with a weight or a batch norm. Batch norm is not folded while training.
 class NormBlockImpl : public BlockImpl {
  public:
   std::vector<FakeQuantize> inputs() const override { return {input}; }
+  std::vector<Operand> operands() override { return {{"input", &input}}; }
+  void set_weights(const Spec& spec);
 
   FakeQuantize input{nullptr};  // not a child: its producer owns it
   Spec weights;

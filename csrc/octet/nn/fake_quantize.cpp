@@ -19,6 +19,10 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+enum Staleness { kFresh, kSwitchedOff, kStale };  // values of the buffer `stale`
+
+}  // namespace
+
 void check_spec(const Spec& spec) {
   TORCH_CHECK(spec.bits >= 2 && spec.bits <= 8, "Spec: bits must be 2 to 8 (got ", spec.bits, ")");
   TORCH_CHECK(spec.observer == "min_max" || spec.observer == "moving_average",
@@ -27,13 +31,12 @@ void check_spec(const Spec& spec) {
               "Spec: averaging_constant must be in (0, 1] (got ", spec.averaging_constant, ")");
 }
 
-}  // namespace
-
 // Grids that change together. Weak references: the modules own themselves, and any of them may be dropped.
 struct GridSet {
   std::vector<std::weak_ptr<FakeQuantizeImpl>> grids;
   std::vector<int64_t> components;
-  bool pending = false;  // something was observed since the last commit
+  const torch::nn::Module* last = nullptr;  // who ends a forward; only compared
+  bool pending = false;                     // something was observed since the last commit
 
   void commit();
 };
@@ -101,7 +104,7 @@ FakeQuantizeImpl::FakeQuantizeImpl(const Spec& spec, std::string label)
   steps = register_buffer("steps", at::scalar_tensor(1, at::kInt));
   observing = register_buffer("observing", at::scalar_tensor(true, at::kBool));
   enabled = register_buffer("enabled", at::scalar_tensor(true, at::kBool));
-  stale = register_buffer("stale", at::scalar_tensor(false, at::kBool));
+  stale = register_buffer("stale", at::scalar_tensor(kFresh, at::kByte));
   nonfinite = register_buffer("nonfinite", at::scalar_tensor(0, at::kLong));
   pending_min_ = min.clone();
   pending_max_ = max.clone();
@@ -127,34 +130,35 @@ at::Tensor FakeQuantizeImpl::forward(const at::Tensor& x) {
     const auto [low, high] = min_max(x.detach());
     observe(low, high);
   }
-  settle();
+  settle(*this);
   return y;
 }
 
 void FakeQuantizeImpl::observe(const at::Tensor& low, const at::Tensor& high) {
   if (!set_)
-    set_ = std::make_shared<GridSet>(GridSet{{std::static_pointer_cast<FakeQuantizeImpl>(shared_from_this())}, {-1}});
+    set_ = std::make_shared<GridSet>(
+        GridSet{{std::static_pointer_cast<FakeQuantizeImpl>(shared_from_this())}, {-1}, this});
   merge_pending_(pending_min_, pending_max_, low, high);
   set_->pending = true;
 }
 
-void FakeQuantizeImpl::settle() {
-  if (set_ && set_->pending && set_->grids.back().lock().get() == this) set_->commit();
+void FakeQuantizeImpl::settle(const torch::nn::Module& by) {
+  if (set_ && set_->pending && set_->last == &by) set_->commit();
 }
 
 void FakeQuantizeImpl::set_observing(bool on) { observing.fill_(on); }
 
 void FakeQuantizeImpl::set_enabled(bool on) {
-  was_on_ = !on && (was_on_ || (enabled.item<bool>() && ready()));
+  const int state = stale.item<int>();
+  if (!on && enabled.item<bool>() && ready() && state == kFresh) stale.fill_(kSwitchedOff);
+  if (on && state == kSwitchedOff) stale.fill_(kFresh);
   enabled.fill_(on);
 }
 
 void FakeQuantizeImpl::note_commit() {
-  if (is_training() && !enabled.item<bool>() && was_on_) {
-    stale.fill_(true);
-  } else if (enabled.item<bool>()) {
-    stale.fill_(false);
-  }
+  const int state = stale.item<int>();
+  if (enabled.item<bool>() && state == kStale) stale.fill_(kFresh);
+  if (is_training() && state == kSwitchedOff) stale.fill_(kStale);
 }
 
 void FakeQuantizeImpl::check_ready() const {
@@ -165,7 +169,7 @@ void FakeQuantizeImpl::check_ready() const {
               ": must have a finite range (got [", low, ", ", high, "], ", lost,
               " forwards with NaN or inf); train or calibrate first");
   TORCH_CHECK(enabled.item<bool>(), "convert: ", label, ": must have fake quantization on (got off)");
-  TORCH_CHECK(!stale.item<bool>(), "convert: ", label,
+  TORCH_CHECK(stale.item<int>() != kStale, "convert: ", label,
               ": must have been observed with fake quantization on (got ranges observed in training while it was off, "
               "after it had been on)");
 }
@@ -184,10 +188,12 @@ void FakeQuantizeImpl::pretty_print(std::ostream& stream) const {
          << spec.observer << "\")";
 }
 
-void bind(const std::vector<FakeQuantize>& grids, const std::vector<int64_t>& components) {
+void bind(const std::vector<FakeQuantize>& grids, const std::vector<int64_t>& components,
+          const torch::nn::Module* last) {
   TORCH_CHECK(components.empty() || components.size() == grids.size(),
               "bind: components must have one entry per grid (got ", components.size(), ", ", grids.size(), ")");
   auto set = std::make_shared<GridSet>();
+  set->last = last != nullptr || grids.empty() ? last : grids.back().get();
   set->components = components.empty() ? std::vector<int64_t>(grids.size(), -1) : components;
   for (const FakeQuantize& grid : grids) {
     set->grids.push_back(grid.ptr());

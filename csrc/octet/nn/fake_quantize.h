@@ -17,6 +17,9 @@ namespace octet::nn {
 
 struct GridSet;
 
+// Throws unless every field of the Spec is in its range.
+void check_spec(const Spec& spec);
+
 // A grid as the ops take it.
 struct GridArguments {
   at::Tensor scale;       // float32 []
@@ -33,8 +36,9 @@ struct GridArguments {
 // NaN passes; a forward that saw NaN or inf leaves the range alone and is counted in nonfinite.
 //
 // Buffers, all 0-d, the same as Python's: min, max (+inf, -inf while empty), scale, zero_point, steps, observing,
-// enabled, stale, nonfinite. They keep their dtype under Module::to. The switches are read from the buffers in every
-// forward, so that a loaded state acts at once.
+// enabled, stale, nonfinite. stale is 1 while fake quantization is off after it had been on, 2 once the range was
+// observed in training since then, so that it is not that of the quantized model. They keep their dtype under
+// Module::to. The switches are read from the buffers in every forward, so that a loaded state acts at once.
 class FakeQuantizeImpl : public torch::nn::Module {
  public:
   // label: what errors call this grid.
@@ -44,9 +48,9 @@ class FakeQuantizeImpl : public torch::nn::Module {
 
   // Adds the range of one tensor (float32 [] each) to what this forward saw.
   void observe(const at::Tensor& low, const at::Tensor& high);
-  // Ends this grid's part of a forward: what was observed becomes grids if it is bound to no others, or the last of
-  // them.
-  void settle();
+  // `by` has done its part of a forward: if the forward ends with it, what was observed becomes grids. It ends with the
+  // grid itself if that is bound to no others, else as bind says.
+  void settle(const torch::nn::Module& by);
 
   bool observes() const;  // whether this forward observes
   bool active() const;    // whether this forward is on the grid
@@ -72,21 +76,22 @@ class FakeQuantizeImpl : public torch::nn::Module {
 
  private:
   friend struct GridSet;
-  friend void bind(const std::vector<class FakeQuantize>& grids, const std::vector<int64_t>& components);
+  friend void bind(const std::vector<class FakeQuantize>& grids, const std::vector<int64_t>& components,
+                   const torch::nn::Module* last);
   void note_commit();
 
   at::Tensor pending_min_, pending_max_;  // what this forward saw; not part of the state
   std::shared_ptr<GridSet> set_;          // those it commits with; made on the first observation if bind was not called
   bool calibrating_ = false;
-  bool was_on_ = false;  // fake quantization was on, with a range, before it was switched off
 };
 TORCH_MODULE(FakeQuantize);
 
 // Lets the grids of one model change together, when the last of the list has observed: list them in the order in which
-// a forward meets them. components: per grid the number (>= 0) of the additions it takes part in, -1 for none, or no
-// entries at all; the scales of a component become odd multiples of one unit (rule 9b of docs/numerics.md). The set
-// does not own them.
-void bind(const std::vector<FakeQuantize>& grids, const std::vector<int64_t>& components = {});
+// a forward meets them, or name the block with which a forward ends. components: per grid the number (>= 0) of the
+// additions it takes part in, -1 for none, or no entries at all; the scales of a component become odd multiples of one
+// unit (rule 9b of docs/numerics.md). The set does not own them.
+void bind(const std::vector<FakeQuantize>& grids, const std::vector<int64_t>& components = {},
+          const torch::nn::Module* last = nullptr);
 
 // Keeps the range of what passes; forward returns its input. channels: one range for each index along axis instead of
 // one for the whole tensor. A batch (a channel) with NaN or inf changes nothing. Buffers min, max: float32 [] or

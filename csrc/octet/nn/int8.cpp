@@ -26,7 +26,9 @@ DequantizeImpl::DequantizeImpl(const GridArguments& grid) : Module("Dequantize")
   zero_point = register_buffer("zero_point", grid.zero_point.clone());
 }
 
-at::Tensor DequantizeImpl::forward(const at::Tensor& x) { return dequantize_per_tensor(x, scale, zero_point); }
+at::Tensor DequantizeImpl::forward(const at::Tensor& x) {
+  return dequantize_per_tensor(x, scale, zero_point).contiguous();
+}
 
 WeightedImpl::WeightedImpl(std::string name, const Folded& folded, const Requantization& numbers)
     : Module(std::move(name)), numbers(numbers) {

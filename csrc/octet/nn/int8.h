@@ -58,7 +58,7 @@ class QuantizeImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Quantize);
 
-// Codes to float32: scale * (q - zero_point).
+// Codes to float32: scale * (q - zero_point), in contiguous strides, as the QAT model leaves its grids.
 class DequantizeImpl : public torch::nn::Module {
  public:
   explicit DequantizeImpl(const GridArguments& grid);

@@ -55,16 +55,18 @@ ConvBlockImpl<D>::ConvBlockImpl(std::string name, Conv conv, BatchNorm bn, const
 }
 
 template <size_t D>
-at::Tensor ConvBlockImpl<D>::forward(const at::Tensor& x) {
-  const Norm n = norm(bn);
-  const GridArguments in = grid_of(input), out = output->grid();
-  const auto [y, low, high, mean, var] =
-      conv_block(x, conv->weight, optional_tensor(conv->bias), n.weight, n.bias, n.mean, n.var, n.eps, geometry_.stride,
-                 geometry_.padding, geometry_.dilation, geometry_.groups, static_cast<int64_t>(activation),
-                 weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax, out.scale,
-                 out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
-  finish(bn, low, high, mean, var, values_per_channel(y, 1));
-  return y;
+at::Tensor ConvBlockImpl<D>::forward(const at::Tensor& value) {
+  return this->run({value}, [this](const Tensors& x) {
+    const Norm n = norm(bn);
+    const GridArguments in = grid_of(input), out = output->grid();
+    const auto [y, low, high, mean, var] = conv_block(
+        x[0], conv->weight, optional_tensor(conv->bias), n.weight, n.bias, n.mean, n.var, n.eps, geometry_.stride,
+        geometry_.padding, geometry_.dilation, geometry_.groups, static_cast<int64_t>(activation), weights.bits,
+        weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax,
+        active(), batch_stats(bn), output->observes());
+    finish(bn, low, high, mean, var, values_per_channel(y, 1));
+    return y;
+  });
 }
 
 template <size_t D>
@@ -88,15 +90,17 @@ LinearBlockImpl::LinearBlockImpl(std::string name, torch::nn::Linear linear, tor
   detail::check_running_statistics(this->name(), this->bn->running_mean.defined());
 }
 
-at::Tensor LinearBlockImpl::forward(const at::Tensor& x) {
-  const Norm n = norm(bn);
-  const GridArguments in = grid_of(input), out = output->grid();
-  const auto [y, low, high, mean, var] = linear_block(
-      x, linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
-      static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax,
-      out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
-  finish(bn, low, high, mean, var, values_per_channel(y, -1));
-  return y;
+at::Tensor LinearBlockImpl::forward(const at::Tensor& value) {
+  return this->run({value}, [this](const Tensors& x) {
+    const Norm n = norm(bn);
+    const GridArguments in = grid_of(input), out = output->grid();
+    const auto [y, low, high, mean, var] = linear_block(
+        x[0], linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
+        static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax,
+        out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
+    finish(bn, low, high, mean, var, values_per_channel(y, -1));
+    return y;
+  });
 }
 
 torch::nn::AnyModule LinearBlockImpl::to_int8() const {
@@ -112,14 +116,16 @@ BatchNormBlockImpl<D>::BatchNormBlockImpl(BatchNorm bn, const BlockOptions& opti
 }
 
 template <size_t D>
-at::Tensor BatchNormBlockImpl<D>::forward(const at::Tensor& x) {
-  const Norm n = norm(bn);
-  const GridArguments in = grid_of(input), out = output->grid();
-  const auto [y, low, high, mean, var] = batch_norm_block(
-      x, n.weight, n.bias, n.mean, n.var, n.eps, static_cast<int64_t>(activation), in.scale, in.zero_point, in.qmin,
-      in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
-  finish(bn, low, high, mean, var, values_per_channel(y, 1));
-  return y;
+at::Tensor BatchNormBlockImpl<D>::forward(const at::Tensor& value) {
+  return this->run({value}, [this](const Tensors& x) {
+    const Norm n = norm(bn);
+    const GridArguments in = grid_of(input), out = output->grid();
+    const auto [y, low, high, mean, var] = batch_norm_block(
+        x[0], n.weight, n.bias, n.mean, n.var, n.eps, static_cast<int64_t>(activation), in.scale, in.zero_point,
+        in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
+    finish(bn, low, high, mean, var, values_per_channel(y, 1));
+    return y;
+  });
 }
 
 template <size_t D>

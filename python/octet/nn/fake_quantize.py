@@ -14,6 +14,9 @@ from ..spec import Spec
 # Python mirrors of buffers: forward decides by them, so that it neither waits for a device nor breaks a compiled graph.
 _MIRRORED = {"observing": "_observing", "enabled": "_enabled", "stale": "_stale"}
 
+# Values of the buffer `stale`.
+FRESH, SWITCHED_OFF, STALE = range(3)
+
 
 class FakeQuantize(nn.Module):
     """Observes the range of a tensor and rounds it to the grid that follows from the range.
@@ -24,9 +27,9 @@ class FakeQuantize(nn.Module):
     in `nonfinite`.
 
     Buffers, all 0-d: `min`, `max` (the range, +inf and -inf while empty), `scale`, `zero_point`, `steps` (the scale in
-    units of its add component), `observing`, `enabled` (fake quantization), `stale` (the range was observed in training
-    while fake quantization was off, after it had been on), `nonfinite`. A state_dict may lack all of them, as an FP32
-    checkpoint does.
+    units of its add component), `observing`, `enabled` (fake quantization), `stale` (1: fake quantization is off
+    after it had been on; 2: and the range was observed in training since then, so it is not that of the quantized
+    model; else 0), `nonfinite`. A state_dict may lack all of them, as an FP32 checkpoint does.
 
     Args:
         spec: bits, symmetric, observer and averaging_constant are used.
@@ -45,14 +48,14 @@ class FakeQuantize(nn.Module):
         middle = 2 ** (spec.bits - 1) if spec.symmetric else 0
         self.register_buffer("zero_point", torch.tensor(middle, dtype=torch.int32))
         self.register_buffer("steps", torch.tensor(1, dtype=torch.int32))
-        for key, value in {"observing": True, "enabled": True, "stale": False}.items():
+        for key, value in {"observing": True, "enabled": True}.items():
             self.register_buffer(key, torch.tensor(value))
+        self.register_buffer("stale", torch.tensor(FRESH, dtype=torch.uint8))
         self.register_buffer("nonfinite", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("pending_min", torch.tensor(math.inf), persistent=False)
         self.register_buffer("pending_max", torch.tensor(-math.inf), persistent=False)
         self.shared = False  # committed by a `GridSet` with others, not by itself
         self.calibrating = False
-        self._was_on = False
         self.refresh()
 
     @property
@@ -89,29 +92,41 @@ class FakeQuantize(nn.Module):
         if not self.shared:
             commit([self])
 
+    def forget(self) -> None:
+        """Drops what a forward saw that did not come to its end."""
+        self.pending_min.fill_(math.inf)
+        self.pending_max.fill_(-math.inf)
+
     def set_observing(self, on: bool) -> None:
         self.observing.fill_(on)
         self._observing = on
 
     def set_enabled(self, on: bool) -> None:
         """Switches fake quantization."""
-        self._was_on = not on and (self._was_on or (self._enabled and self.ready))
+        if not on and self._enabled and self.ready and self._stale == FRESH:
+            self.set_stale(SWITCHED_OFF)
+        elif on and self._stale == SWITCHED_OFF:
+            self.set_stale(FRESH)
         self.enabled.fill_(on)
         self._enabled = on
+
+    def set_stale(self, state: int) -> None:
+        self.stale.fill_(state)
+        self._stale = state
 
     def note_commit(self) -> None:
         """Called after what this forward saw went into the range."""
         if not self.ready:
             self.refresh()
-        stale = self.training and not self._enabled and self._was_on
-        if stale != self._stale and (stale or self._enabled):
-            self.stale.fill_(stale)
-            self._stale = stale
+        if self._enabled and self._stale == STALE:
+            self.set_stale(FRESH)
+        elif self.training and self._stale == SWITCHED_OFF:
+            self.set_stale(STALE)
 
     def refresh(self) -> None:
         """Reads the Python mirrors from the buffers; needed after writing to the buffers by hand."""
         for buffer, mirror in _MIRRORED.items():
-            setattr(self, mirror, bool(getattr(self, buffer)))
+            setattr(self, mirror, getattr(self, buffer).item())
         self.ready = bool(self.min <= self.max)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:

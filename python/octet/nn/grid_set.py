@@ -55,8 +55,13 @@ class GridSet(nn.Module):
             grid.pending_min.copy_(low[i])
             grid.pending_max.copy_(-high[i])
 
-    def _after_forward(self, *_: Any) -> None:
-        self()
+    def _forget(self) -> None:
+        """Drops what a forward saw that raised midway: only whole forwards count."""
+        for grid in self._grids:
+            grid.forget()
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._forget() if output is None else self()  # hooks of a forward that raised get None
 
 
 class DisjointSets:
@@ -86,7 +91,8 @@ def bind(module: nn.Module) -> nn.Module:
     """Makes the grids of a module composed by hand change together, at the end of its forward, and returns it.
 
     Grids that meet in an `Add` get scales that are odd multiples of one unit; without it `Add` refuses to convert.
-    `prepare` does the same for the models it makes. Call it once, on the outermost module.
+    `prepare` does the same for the models it makes. Call it once, on the outermost module. A forward that raises leaves
+    no trace in the ranges.
 
     Raises:
         ValueError: an `Add` whose operands have no grid, or grids that are bound already.
@@ -106,5 +112,5 @@ def bind(module: nn.Module) -> nn.Module:
     grids = GridSet()
     for grid, component in zip(named.values(), sets.numbers(list(named.values())), strict=True):
         grids._take(grid, component)
-    module.register_forward_hook(grids._after_forward)
+    module.register_forward_hook(grids._after_forward, always_call=True)
     return module
