@@ -122,8 +122,9 @@ class _Recorder(Interpreter):
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         module = self.fetch_attr(n.target) if n.op == "call_module" else None
+        grid = self._grid(n, module)  # also of a tuple, whose parts are read next
         if n.op in ("call_module", "call_function") and isinstance(result, Tensor):
-            self.values[n.meta["octet_name"]] = _Value(result, self._grid(n, module))
+            self.values[n.meta["octet_name"]] = _Value(result, grid)
         elif n.op == "output":
             self.values |= _outputs(result)
         return result
