@@ -37,7 +37,8 @@ VARIANTS = {
 class Step:
     """One training step of one variant; `bytes` is what its forward keeps."""
 
-    def __init__(self, variant: str, network: str, layout: torch.memory_format) -> None:
+    def __init__(self, variant: str, network: str, layout: torch.memory_format, autocast: bool = False) -> None:
+        self.autocast = autocast
         build, batch, size, classes = NETWORKS[network]
         torch.manual_seed(0)
         self.x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
@@ -51,7 +52,8 @@ class Step:
         self.bytes = saved_bytes(self.loss, known)
 
     def loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.x), self.y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            return F.cross_entropy(self.model(self.x), self.y)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -64,13 +66,15 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--contiguous", action="store_true", help="contiguous instead of channels_last")
+    parser.add_argument("--autocast", action="store_true", help="forward and loss under bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     layout = torch.contiguous_format if arguments.contiguous else torch.channels_last
-    steps = {name: Step(name, arguments.network, layout) for name in arguments.variants.split(",")}
-    print(f"{arguments.network}, {str(layout)[6:]}; {environment()}, octet on {octet.cpu.active()}\n")
+    steps = {name: Step(name, arguments.network, layout, arguments.autocast) for name in arguments.variants.split(",")}
+    types = "bfloat16 autocast" if arguments.autocast else "float32"
+    print(f"{arguments.network}, {str(layout)[6:]}, {types}; {environment()}, octet on {octet.cpu.active()}\n")
     report(interleave(steps, arguments.rounds), next(iter(steps)))
     reference = next(iter(steps.values())).bytes
     print(

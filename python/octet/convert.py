@@ -11,18 +11,9 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from .network import LoweredGraph
-from .nn import Block, FakeQuantize, ToFloat, int8
+from .nn import Block, FakeQuantize, MaxPool, ToFloat, int8
 from .nn.block import Activation
-from .patterns import (
-    DROPOUTS,
-    MAX_POOL_FUNCTIONS,
-    MAX_POOLS,
-    PADS,
-    activation_of,
-    is_getitem,
-    keeps_grid,
-    tied_operands,
-)
+from .patterns import DROPOUTS, PADS, activation_of, is_getitem, keeps_grid, tied_operands
 from .prepare import ROOT, QATModel, Row
 from .readiness import check_ready
 
@@ -177,8 +168,8 @@ class _Converter:
 
     def _tied_module(self, node: Node, module: nn.Module | None, grid: FakeQuantize) -> nn.Module | None:
         """The INT8 module of a node that compares values or brings its own zeros; None for one that only moves them."""
-        if type(module) in MAX_POOLS or node.target in MAX_POOL_FUNCTIONS:
-            return _max_pool(node, module)
+        if isinstance(module, MaxPool):
+            return module.to_int8()
         if node.target in PADS:
             return int8.Pad(list(node.args[1]), int(grid.zero_point))
         if activation_of(node, self.modules) is Activation.RELU:
@@ -253,21 +244,3 @@ class _Converter:
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]
         return owner
-
-
-def _max_pool(node: Node, module: nn.Module | None) -> nn.Module:
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    if module is not None:
-        dims = int(type(module).__name__[-2])
-        values = [getattr(module, name) for name in names]
-    else:
-        dims = MAX_POOL_FUNCTIONS[node.target]
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        values = [given.get(name, default) for name, default in zip(names, (None, None, 0, 1, False), strict=True)]
-    kernel, stride, padding, dilation, ceil_mode = values
-    stride = kernel if stride is None or stride == [] else stride
-    spread = [
-        [v] * dims if isinstance(v, int) else list(v) * (dims if len(v) == 1 else 1)
-        for v in (kernel, stride, padding, dilation)
-    ]
-    return int8.MaxPool(*spread, bool(ceil_mode))

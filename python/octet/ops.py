@@ -41,6 +41,7 @@ __all__ = [
     "int8_mul",
     "int8_table",
     "linear_block",
+    "max_pool",
     "merge_pending_",
     "min_max",
     "min_max_per_channel",
@@ -456,6 +457,19 @@ def int8_adaptive_avg_pool(
     tensor([[[[8]]]], dtype=torch.uint8)
     """
     return torch.ops.octet.int8_adaptive_avg_pool(x, output_size, x_scale, x_zero_point, y_scale, y_zero_point, lo, hi)
+
+
+def max_pool(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+) -> Tensor:
+    """Max pooling of float values, windows as torch.nn.MaxPool1d to 3d: torch's values and gradient.
+
+    Backward keeps one byte per output instead of x and an int64 index. The result has channels_last strides.
+
+    >>> max_pool(torch.tensor([[[1.0, 5.0, 2.0, 3.0]]]), [2], [2], [0], [1], False)
+    tensor([[[5., 3.]]])
+    """
+    return torch.ops.octet.max_pool(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def int8_max_pool(

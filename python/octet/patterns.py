@@ -62,7 +62,16 @@ MOVES = {
 }
 # Dropout is among them: in evaluation it is the identity. In training its result is off the grid by 1 / (1 - p), and
 # the next block takes it as it is: a grid of its own would have to hold a range no evaluation ever sees.
-MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle, *DROPOUTS, *MAX_POOLS)
+MOVING_MODULES = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.PixelShuffle,
+    nn.ChannelShuffle,
+    *DROPOUTS,
+    *MAX_POOLS,
+    qnn.MaxPool,
+)
 PADS = (_aten.pad, _aten.constant_pad_nd)
 
 
@@ -95,6 +104,25 @@ def keeps_grid(node: Node, modules: dict[str, nn.Module]) -> bool:
     module = modules[node.target] if node.op == "call_module" else None
     moves = node.target in MOVES or type(module) in MOVING_MODULES or node.target in MAX_POOL_FUNCTIONS
     return moves or is_zero_pad(node) or is_nearest(module)
+
+
+def max_pool_windows(node: Node, module: nn.Module | None) -> tuple[Any, ...]:
+    """What `qnn.MaxPool` takes, from a node of MAX_POOL_FUNCTIONS or, with its module, one of MAX_POOLS."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    if module is not None:
+        dims = int(type(module).__name__[-2])
+        values = [getattr(module, name) for name in names]
+    else:
+        dims = MAX_POOL_FUNCTIONS[node.target]
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        values = [given.get(name, default) for name, default in zip(names, (None, None, 0, 1, False), strict=True)]
+    kernel, stride, padding, dilation, ceil_mode = values
+    stride = kernel if stride is None or stride == [] else stride
+    spread = (
+        [v] * dims if isinstance(v, int) else list(v) * (dims if len(v) == 1 else 1)
+        for v in (kernel, stride, padding, dilation)
+    )
+    return (*spread, bool(ceil_mode))
 
 
 def activation_of(node: Node, modules: dict[str, nn.Module]) -> Activation | None:

@@ -14,9 +14,9 @@ from .capture import ModuleGraph, capture
 from .errors import PrepareError, StateDictError
 from .fuse import Island, Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
-from .nn import Block, FakeQuantize, ReLU6, ToFloat
+from .nn import Block, FakeQuantize, MaxPool, ReLU6, ToFloat
 from .nn.grid_set import GridSet
-from .patterns import label
+from .patterns import MAX_POOL_FUNCTIONS, MAX_POOLS, label, max_pool_windows
 from .spec import Recipe, Spec
 
 ROOT = "octet"
@@ -136,8 +136,8 @@ class _Builder:
             role = self.roles.get(node)
             if isinstance(role, Operator):
                 self._replace(node, role)
-            elif isinstance(role, Tied) and role.relu6 and node in self.plan.classes:
-                self._clamp(node)
+            elif isinstance(role, Tied) and node in self.plan.classes:
+                self._replace_tied(node, role)
         self._leave()
         self._end()
         return QATModel(self.graph, self.graph.graph)
@@ -260,9 +260,17 @@ class _Builder:
                 f"(got {role.taps} products, {total}); use fewer bits there or octet.Float"
             )
 
-    def _clamp(self, node: Node) -> None:
+    def _replace_tied(self, node: Node, role: Tied) -> None:
+        """Nodes that stay on the grid of their input but do more than move values."""
+        module = self.graph.get_submodule(node.target) if node.op == "call_module" else None
+        if role.relu6:
+            self._call_instead(node, ReLU6(self._grid(node, None)))
+        elif type(module) in MAX_POOLS or node.target in MAX_POOL_FUNCTIONS:
+            self._call_instead(node, MaxPool(*max_pool_windows(node, module)))
+
+    def _call_instead(self, node: Node, module: nn.Module) -> None:
         name = node.meta["octet_name"]
-        self._register(name, ReLU6(self._grid(node, None)))
+        self._register(name, module)
         with self.graph.graph.inserting_after(node):
             call = self.graph.graph.call_module(f"{ROOT}.{name}", (node.args[0],))
         call.meta = dict(node.meta)

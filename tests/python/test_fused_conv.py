@@ -257,6 +257,20 @@ def test_autocast_changes_the_convolution_only() -> None:
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads)
 
 
+def test_narrow_results_are_rounded_once() -> None:
+    block = Block(1)
+    codes, scale = ops._input_codes(block.x.detach(), *block.input)
+    expected = ops.dequantize_per_tensor(codes, scale, block.input[1]).bfloat16()
+    assert torch.equal(ops._read_codes(codes, scale, block.input[1]), expected)
+    sums = block.convolution().detach()
+    statistics = ops._batch_statistics(sums)
+    _, bits, _, _ = ops._block_tail(sums, *statistics, None, None, 1e-5, 1, *block.output, True)
+    arguments = (torch.randn_like(sums), bits, sums, *statistics[:2], None, 1e-5)
+    wide = ops._block_tail_backward(*arguments, torch.float32)[0]
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(ops._block_tail_backward(*arguments, dtype)[0], wide.to(dtype))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[2])
 def test_opcheck(layout: torch.memory_format) -> None:
     block = Block(1, layout=layout)
@@ -264,6 +278,7 @@ def test_opcheck(layout: torch.memory_format) -> None:
     torch.library.opcheck(ops._input_codes.default, (x, *block.input))
     codes, scale = ops._input_codes(x, *block.input)
     conv = (*([v, v] for v in (block.stride, block.padding, block.dilation)), block.groups)
+    torch.library.opcheck(ops._read_codes.default, (codes, scale, block.input[1]))
     arguments = (codes, scale, block.input[1], block.weight.detach(), 8, True, *conv)
     torch.library.opcheck(ops._conv_sums.default, arguments)
     sums = block.convolution().detach()
@@ -274,7 +289,8 @@ def test_opcheck(layout: torch.memory_format) -> None:
     y, bits, _, _ = ops._block_tail(*tail)
     mean, var = statistics[:2]
     torch.library.opcheck(
-        ops._block_tail_backward.default, (torch.randn_like(y), bits, sums, mean, var, block.gamma.detach(), 1e-5)
+        ops._block_tail_backward.default,
+        (torch.randn_like(y), bits, sums, mean, var, block.gamma.detach(), 1e-5, torch.bfloat16),
     )
     torch.library.opcheck(ops.conv_block.default, block.arguments())
 

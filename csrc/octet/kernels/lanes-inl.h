@@ -25,6 +25,7 @@ inline constexpr int kParts = kLanes / kPart;
 typedef float FloatPart __attribute__((vector_size(kPart * sizeof(float))));
 typedef int32_t IntPart __attribute__((vector_size(kPart * sizeof(int32_t))));
 typedef uint8_t BytePart __attribute__((vector_size(kPart)));
+typedef uint16_t ShortPart __attribute__((vector_size(kPart * sizeof(uint16_t))));
 
 struct Lanes {
   FloatPart part[kParts];
@@ -56,6 +57,16 @@ inline void store_bytes(uint8_t* p, const Lanes& v) {
   for (int i = 0; i < kParts; ++i) {
     const BytePart bytes = __builtin_convertvector(__builtin_convertvector(v.part[i], IntPart), BytePart);
     std::memcpy(p + i * kPart, &bytes, kPart);
+  }
+}
+
+// As bfloat16, rounded half to even; NaN stays.
+inline void store_bfloat16(uint16_t* p, const Lanes& v) {
+  for (int i = 0; i < kParts; ++i) {
+    const IntPart bits = (IntPart)v.part[i], odd = (bits >> 16) & 1, nan = v.part[i] != v.part[i];
+    const IntPart rounded = (bits + odd + 0x7fff) >> 16;
+    const ShortPart shorts = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), ShortPart);
+    std::memcpy(p + i * kPart, &shorts, sizeof(shorts));
   }
 }
 
@@ -174,6 +185,7 @@ struct WholeBlock {
   Lanes load(const float* p, const Lanes&) const { return OCTET_ISA_NAMESPACE::load(p); }
   Lanes load_bytes(const uint8_t* p, uint8_t) const { return OCTET_ISA_NAMESPACE::load_bytes(p); }
   void store(float* p, const Lanes& v) const { OCTET_ISA_NAMESPACE::store(p, v); }
+  void store(uint16_t* p, const Lanes& v) const { OCTET_ISA_NAMESPACE::store_bfloat16(p, v); }
   void store_bytes(uint8_t* p, const Lanes& v) const { OCTET_ISA_NAMESPACE::store_bytes(p, v); }
 };
 
@@ -206,6 +218,12 @@ struct PartialBlock {
     uint8_t byte[kLanes];
     for (int l = 0; l < kLanes; ++l) byte[l] = l < count ? p[l] : fill;
     return OCTET_ISA_NAMESPACE::load_bytes(byte);
+  }
+
+  void store(uint16_t* p, const Lanes& v) const {
+    uint16_t narrow[kLanes];
+    OCTET_ISA_NAMESPACE::store_bfloat16(narrow, v);
+    for (int l = 0; l < count; ++l) p[l] = narrow[l];
   }
 
   void store_bytes(uint8_t* p, const Lanes& v) const {

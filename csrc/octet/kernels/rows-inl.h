@@ -115,6 +115,10 @@ static void min_max_each_row(const float* low, const float* high, int64_t n, flo
 // Independent lanes, because the order of a float reduction is not the compiler's to change.
 static void min_max_row(const float* x, int64_t n, float* min, float* max) {
   constexpr int kLanes = 64;
+  if (n < kLanes) {  // the weights of a depthwise channel: nine values are not worth 64 lanes
+    for (int64_t i = 0; i < n; ++i) min_max_each_row(x + i, x + i, 1, min, max);
+    return;
+  }
   float low[kLanes], high[kLanes];
   for (int j = 0; j < kLanes; ++j) {
     low[j] = *min;

@@ -150,7 +150,7 @@ struct SumColumn {
   }
 };
 
-template <bool kBatch>
+template <bool kBatch, class Out>
 struct BackwardColumn {
   static constexpr bool kInOrder = true;
   Lanes mean, a, b, c;
@@ -167,10 +167,30 @@ struct BackwardColumn {
   void block(const BackwardArgs& args, int64_t offset, int64_t word, Access access) {
     Lanes g = a * passing_gradient(args.grad, args.pass, offset, word, access);
     if (kBatch) g = g + (b * (access.load(args.x + offset, mean) - mean) + c);
-    access.store(args.grad_x + offset, g);
+    access.store(static_cast<Out*>(args.grad_x) + offset, g);
   }
 
   void finish(const BackwardArgs&, int64_t) {}
+};
+
+template <class Out>
+inline void run_backward(const BackwardArgs& args, int64_t begin, int64_t end) {
+  args.x ? run_tiles<BackwardColumn<true, Out>>(args, begin, end)
+         : run_tiles<BackwardColumn<false, Out>>(args, begin, end);
+}
+
+struct ReadColumn {
+  static constexpr bool kInOrder = true;
+
+  void start(const ReadArgs&, int64_t) {}
+
+  template <class Access>
+  void block(const ReadArgs& args, int64_t offset, int64_t, Access access) {
+    const Lanes steps = access.load_bytes(args.codes + offset, 0) - splat(args.grid.zero_point);
+    access.store(args.x + offset, splat(args.grid.scale) * steps);
+  }
+
+  void finish(const ReadArgs&, int64_t) {}
 };
 
 struct CodesColumn {
@@ -257,9 +277,10 @@ inline constexpr TrainingKernels kTrainingKernels{
       args.x ? run_tiles<SumColumn<true>>(args, begin, end) : run_tiles<SumColumn<false>>(args, begin, end);
     },
     [](const BackwardArgs& args, int64_t begin, int64_t end) {
-      args.x ? run_tiles<BackwardColumn<true>>(args, begin, end) : run_tiles<BackwardColumn<false>>(args, begin, end);
+      args.bfloat16 ? run_backward<uint16_t>(args, begin, end) : run_backward<float>(args, begin, end);
     },
     [](const CodesArgs& args, int64_t begin, int64_t end) { run_tiles<CodesColumn>(args, begin, end); },
+    [](const ReadArgs& args, int64_t begin, int64_t end) { run_tiles<ReadColumn>(args, begin, end); },
     [](const AddArgs& args, int64_t begin, int64_t end) {
       args.a.codes&& args.b.codes ? run_tiles<AddColumn<true>>(args, begin, end)
                                   : run_tiles<AddColumn<false>>(args, begin, end);

@@ -201,8 +201,10 @@ void tail_backward_sums(const float* grad, const uint8_t* pass, const float* x, 
   }
 }
 
-void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
-                   const ChannelLayout& layout, float* grad_x, ParallelFor parallel) {
+namespace {
+
+void run_tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
+                       const ChannelLayout& layout, void* grad_x, bool bfloat16, ParallelFor parallel) {
   const Walk walk = make_walk(layout);
   const auto table = [&](const float* values) { return values && x ? make_table(walk, values) : std::vector<float>(); };
   const std::vector<float> mean = table(gradient.mean), b = table(gradient.b), c = table(gradient.c);
@@ -210,8 +212,27 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
   const TailGradient tables{mean.data(), a.data(), b.data(), c.data()};
   const auto& run = kernels();
   parallel_tiles(walk, parallel, [&](int64_t begin, int64_t end) {
-    run.backward({&walk, grad, words(pass), x, tables, grad_x}, begin, end);
+    run.backward({&walk, grad, words(pass), x, tables, grad_x, bfloat16}, begin, end);
   });
+}
+
+}  // namespace
+
+void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
+                   const ChannelLayout& layout, float* grad_x, ParallelFor parallel) {
+  run_tail_backward(grad, pass, x, gradient, layout, grad_x, false, parallel);
+}
+
+void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
+                   const ChannelLayout& layout, uint16_t* bfloat16_grad_x, ParallelFor parallel) {
+  run_tail_backward(grad, pass, x, gradient, layout, bfloat16_grad_x, true, parallel);
+}
+
+void read_codes(const uint8_t* codes, int64_t n, const Grid& grid, uint16_t* bfloat16, ParallelFor parallel) {
+  const Walk walk = make_walk({n, 1, 1});
+  const auto& run = kernels();
+  parallel_tiles(walk, parallel,
+                 [&](int64_t begin, int64_t end) { run.read({&walk, codes, steps_of(grid), bfloat16}, begin, end); });
 }
 
 bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel) {

@@ -63,9 +63,15 @@ struct TailGradient {
 };
 void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
                    const ChannelLayout& layout, float* grad_x, ParallelFor parallel);
+// The same, each result rounded to bfloat16.
+void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
+                   const ChannelLayout& layout, uint16_t* bfloat16_grad_x, ParallelFor parallel);
 
 // Rule 1 for n elements, and whether none of them is NaN, which a code cannot tell.
 bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel);
+
+// scale * (q - zero_point) of n codes, rounded to bfloat16.
+void read_codes(const uint8_t* codes, int64_t n, const Grid& grid, uint16_t* bfloat16, ParallelFor parallel);
 
 // A residual add: the value by rule 10, the gradient that of fake_quantize(act(a + alpha b)).
 struct AddTail {

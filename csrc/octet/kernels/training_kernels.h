@@ -60,7 +60,8 @@ struct BackwardArgs {
   const uint16_t* pass;
   const float* x;  // may be null, then only tables.a counts
   TailGradient tables;
-  float* grad_x;
+  void* grad_x;
+  bool bfloat16;
 };
 
 struct CodesArgs {
@@ -69,6 +70,13 @@ struct CodesArgs {
   StepBounds grid;
   uint8_t* codes;
   float* poison;  // becomes NaN where a value is
+};
+
+struct ReadArgs {
+  const Walk* walk;
+  const uint8_t* codes;
+  StepBounds grid;
+  uint16_t* x;
 };
 
 struct AddArgs {
@@ -92,6 +100,7 @@ struct TrainingKernels {
   void (*backward_sums)(const BackwardSumsArgs&, int64_t begin, int64_t end);
   void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
   void (*codes)(const CodesArgs&, int64_t begin, int64_t end);
+  void (*read)(const ReadArgs&, int64_t begin, int64_t end);
   void (*add)(const AddArgs&, int64_t begin, int64_t end);
 };
 

@@ -119,11 +119,13 @@ Forward forward_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor
 Statistics statistics_meta(const Tensor& x) { return allocate_statistics(x); }
 
 Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x, const Tensor& mean,
-                      const Tensor& var, const Optional& gamma, double eps) {
+                      const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
   const Tensor x = in_order(raw_x, raw_x), grad = in_order(raw_grad, x);
   const kernels::ChannelLayout layout = layout_of(x);
   const int64_t channels = layout.channels;
-  Tensor grad_x = at::empty_like(x), grad_gamma = at::empty_like(mean), grad_beta = at::empty_like(mean);
+  const bool narrow = dtype == at::kBFloat16;
+  Tensor grad_x = at::empty_like(x, narrow ? dtype : at::kFloat), grad_gamma = at::empty_like(mean),
+         grad_beta = at::empty_like(mean);
   const float* g = grad.const_data_ptr<float>();
   const float* data = x.const_data_ptr<float>();
   const float* means = mean.const_data_ptr<float>();
@@ -141,14 +143,19 @@ Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& 
     b[i] = -a[i] * inverse * dot[i] / n;
     c[i] = -a[i] * sum[i] / n;
   }
-  kernels::tail_backward(g, bits, data, {means, a.data(), b.data(), c.data()}, layout, grad_x.mutable_data_ptr<float>(),
-                         detail::torch_parallel);
-  return {grad_x, grad_gamma, grad_beta};
+  const kernels::TailGradient tables{means, a.data(), b.data(), c.data()};
+  if (narrow) {
+    auto* to = static_cast<uint16_t*>(grad_x.mutable_data_ptr());
+    kernels::tail_backward(g, bits, data, tables, layout, to, detail::torch_parallel);
+  } else {
+    kernels::tail_backward(g, bits, data, tables, layout, grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
+  }
+  return {narrow || dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
 }
 
 Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&,
-                       const Optional&, double) {
-  return {at::empty_like(in_order(x, x)), at::empty_like(mean), at::empty_like(mean)};
+                       const Optional&, double, at::ScalarType dtype) {
+  return {at::empty_like(in_order(x, x), dtype), at::empty_like(mean), at::empty_like(mean)};
 }
 
 }  // namespace
@@ -170,9 +177,9 @@ detail::TailResult detail::block_tail(const Tensor& x, const BatchStatistics& st
 }
 
 Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, const Tensor& x, const Tensor& mean,
-                                     const Tensor& var, const Optional& gamma, double eps) {
+                                     const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
   static const auto op = find_op<decltype(backward_cpu)>("_block_tail_backward");
-  return op.call(grad, pass, x, mean, var, gamma, eps);
+  return op.call(grad, pass, x, mean, var, gamma, eps, dtype);
 }
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
@@ -183,8 +190,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "pass_bits, Tensor min, Tensor max)");
   m.def(
       "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor? gamma, float "
-      "eps) "
-      "-> (Tensor, Tensor, Tensor)");
+      "eps, "
+      "ScalarType dtype) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {

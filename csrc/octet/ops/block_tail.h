@@ -31,10 +31,11 @@ TailResult block_tail(const at::Tensor& x, const BatchStatistics& statistics, co
                       const std::optional<at::Tensor>& beta, double eps, int64_t activation, const GridRef& output,
                       bool observe);
 
-// Gradients of (x, gamma, beta), gamma's and beta's float32 [C].
+// Gradients of (x, gamma, beta); x's rounded to dtype, gamma's and beta's float32 [C].
 std::tuple<at::Tensor, at::Tensor, at::Tensor> block_tail_backward(const at::Tensor& grad, const at::Tensor& pass,
                                                                    const at::Tensor& x, const at::Tensor& mean,
                                                                    const at::Tensor& var,
-                                                                   const std::optional<at::Tensor>& gamma, double eps);
+                                                                   const std::optional<at::Tensor>& gamma, double eps,
+                                                                   at::ScalarType dtype);
 
 }  // namespace octet::detail

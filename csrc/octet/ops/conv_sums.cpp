@@ -60,6 +60,19 @@ Codes input_codes_meta(const Tensor& x, const Tensor& scale, const Tensor&, int6
   return {allocate_codes(x), at::empty({}, scale.options())};
 }
 
+Tensor read_codes_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point) {
+  const Tensor codes = detail::dense(raw);
+  Tensor x = at::empty_like(codes, at::kBFloat16);
+  const Grid grid{scale.item<float>(), zero_point.item<int32_t>()};
+  kernels::read_codes(codes.const_data_ptr<uint8_t>(), codes.numel(), grid,
+                      static_cast<uint16_t*>(x.mutable_data_ptr()), detail::torch_parallel);
+  return x;
+}
+
+Tensor read_codes_meta(const Tensor& codes, const Tensor&, const Tensor&) {
+  return at::empty_like(detail::dense(codes), at::kBFloat16);
+}
+
 // [O, I / groups, ...] dense, as PackedConv reads them.
 Tensor codes_of(const detail::WeightRows& weight) {
   Tensor codes = at::empty_like(weight.rows(), at::kChar);
@@ -87,8 +100,9 @@ Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_po
   const kernels::ConvShape shape = detail::conv_shape(codes, raw_weight, y, stride, padding, dilation, groups);
   const detail::WeightRows weight(raw_weight, weight_bits, per_channel);
   const kernels::PackedConv packed(codes_of(weight).const_data_ptr<int8_t>(), shape);
+  const auto input_scale = scale.item<float>();
   std::vector<float> scales(shape.out_channels);
-  for (int64_t c = 0; c < shape.out_channels; ++c) scales[c] = scale.item<float>() * weight.scale(c);
+  for (int64_t c = 0; c < shape.out_channels; ++c) scales[c] = input_scale * weight.scale(c);
   const Sums result = with_statistics(y);
   const auto& [sums, mean, var, min, max] = result;
   const kernels::ChannelStatistics out{mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>(),
@@ -108,6 +122,11 @@ Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Ten
 Codes detail::input_codes(const Tensor& x, const GridRef& grid) {
   static const auto op = find_op<decltype(input_codes_cpu)>("_input_codes");
   return op.call(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax);
+}
+
+Tensor detail::read_codes(const Tensor& codes, const Tensor& scale, const Tensor& zero_point) {
+  static const auto op = find_op<decltype(read_codes_cpu)>("_read_codes");
+  return op.call(codes, scale, zero_point);
 }
 
 bool detail::can_sum_codes(const Tensor& weight) {
@@ -131,6 +150,7 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
       "_input_codes(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor codes, Tensor "
       "read_scale)");
+  m.def("_read_codes(Tensor codes, Tensor scale, Tensor zero_point) -> Tensor");
   m.def(
       "_conv_sums(Tensor codes, Tensor scale, Tensor zero_point, Tensor weight, int weight_bits, bool per_channel, "
       "int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor sums, Tensor mean, Tensor var, Tensor min, "
@@ -139,11 +159,13 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
   m.impl("_input_codes", TORCH_FN(input_codes_cpu));
+  m.impl("_read_codes", TORCH_FN(read_codes_cpu));
   m.impl("_conv_sums", TORCH_FN(conv_sums_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
   m.impl("_input_codes", TORCH_FN(input_codes_meta));
+  m.impl("_read_codes", TORCH_FN(read_codes_meta));
   m.impl("_conv_sums", TORCH_FN(conv_sums_meta));
 }
 

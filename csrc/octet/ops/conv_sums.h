@@ -16,6 +16,9 @@ namespace octet::detail {
 // has a NaN, which no code can tell (a diverged run must show).
 std::tuple<at::Tensor, at::Tensor> input_codes(const at::Tensor& x, const GridRef& grid);
 
+// scale * (codes - zero_point), rounded to bfloat16.
+at::Tensor read_codes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point);
+
 struct WeightCodes {
   int64_t bits;
   bool per_channel;

@@ -87,7 +87,10 @@ Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nul
 struct Codes {
   Tensor codes, scale, zero_point;
 
-  Tensor read(at::ScalarType type) const { return to_type(dequantize_per_tensor(codes, scale, zero_point), type); }
+  Tensor read(at::ScalarType type) const {
+    if (type == at::kBFloat16) return read_codes(codes, scale, zero_point);
+    return to_type(dequantize_per_tensor(codes, scale, zero_point), type);
+  }
 };
 
 // The convolution's output in float32, without its bias: batch norm would take it out again. Integer: by the codes
@@ -137,11 +140,11 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     Tensor sums = saved[5];
     if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, weight, [&] { return x; }));
     const auto [grad_sums, grad_gamma, grad_beta] =
-        block_tail_backward(gradients[0], pass, sums, mean, var, gamma, constants.eps);
+        block_tail_backward(gradients[0], pass, sums, mean, var, gamma, constants.eps, type);
     const ConvArguments conv = constants.conv();
     const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
     auto [grad_x, grad_weight, _] = at::convolution_backward(
-        grad_sums.to(type), x, constants.quantized(weight), std::nullopt, conv.stride, conv.padding, conv.dilation,
+        grad_sums, x, constants.quantized(weight), std::nullopt, conv.stride, conv.padding, conv.dilation,
         /*transposed=*/false, no_output_padding, conv.groups,
         {context->saved_data["needs_x"].toBool(), context->saved_data["needs_weight"].toBool(), false});
     const auto cast = [](const Tensor& grad, at::ScalarType to) { return grad.defined() ? grad.to(to) : grad; };

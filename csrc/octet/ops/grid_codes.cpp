@@ -1,7 +1,5 @@
 #include "octet/ops/grid_codes.h"
 
-#include <utility>
-
 #include "octet/ops/attached.h"
 
 namespace octet::detail {
@@ -25,10 +23,15 @@ void attach_codes(const Tensor& y, Tensor codes, const Grid& grid) {
   y.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<GridCodes>(y, std::move(codes), grid));
 }
 
-Tensor attached_codes(const Tensor& y, const Grid& grid) {
+std::pair<Tensor, Grid> attached_codes(const Tensor& y) {
   const auto* found = dynamic_cast<GridCodes*>(y.unsafeGetTensorImpl()->get_backend_meta());
-  if (found == nullptr || found->grid != grid || !found->stamp.matches(y)) return {};
-  return found->codes.sizes() == y.sizes() ? found->codes : Tensor();
+  const bool valid = found != nullptr && found->stamp.matches(y) && found->codes.sizes() == y.sizes();
+  return valid ? std::pair(found->codes, found->grid) : std::pair(Tensor(), Grid());
+}
+
+Tensor attached_codes(const Tensor& y, const Grid& grid) {
+  auto [codes, on] = attached_codes(y);
+  return on == grid ? codes : Tensor();
 }
 
 }  // namespace octet::detail

@@ -6,21 +6,16 @@
 #include "octet/ops/common.h"
 #include "octet/ops/nhwc.h"
 #include "octet/ops/parallel.h"
+#include "octet/ops/pool_shape.h"
 
 namespace octet {
 
 using at::IntArrayRef;
 using at::Tensor;
+using detail::Windows;
 using Sizes = std::vector<c10::SymInt>;
 
 namespace {
-
-// The windows of one pooling layer.
-struct Windows {
-  IntArrayRef kernel_size, stride, padding, dilation;
-  bool ceil_mode;
-  bool count_include_pad = true;
-};
 
 // The values that an average moves between.
 struct Grids {
@@ -32,17 +27,7 @@ struct Grids {
 
 void check_input(const char* op, const Tensor& x, size_t rank) {
   detail::check_dtype(op, "x", x, at::kByte);
-  TORCH_CHECK(rank >= 1 && rank <= 3 && x.dim() == static_cast<int64_t>(rank) + 2, op,
-              ": x must have 2 dimensions more than there are windows, 1 to 3 (got ", x.dim(), ", ", rank, ")");
-}
-
-// As torch: with ceil_mode a last window that would start behind the input and its left padding is dropped.
-c10::SymInt pooled_size(const c10::SymInt& in, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation,
-                        bool ceil_mode) {
-  const c10::SymInt room = in + 2 * padding - dilation * (kernel - 1) - 1;
-  if (room < 0) return 0;
-  const c10::SymInt windows = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  return ceil_mode && (windows - 1) * stride >= in + padding ? windows - 1 : windows;
+  detail::check_pooled(op, x, rank);
 }
 
 void check_grids(const char* op, const Grids& grids) {
@@ -54,25 +39,8 @@ void check_grids(const char* op, const Grids& grids) {
 
 // The output's spatial sizes.
 Sizes check_windows(const char* op, const Tensor& x, const Windows& w) {
-  const size_t rank = w.kernel_size.size();
-  check_input(op, x, rank);
-  TORCH_CHECK(w.stride.size() == rank && w.padding.size() == rank && w.dilation.size() == rank, op,
-              ": stride, padding and dilation must have ", rank, " entries (got ", w.stride.size(), ", ",
-              w.padding.size(), ", ", w.dilation.size(), ")");
-  Sizes out;
-  for (size_t d = 0; d < rank; ++d) {
-    TORCH_CHECK(w.kernel_size[d] >= 1 && w.stride[d] >= 1 && w.dilation[d] >= 1, op,
-                ": kernel_size, stride and dilation must be at least 1 (got ", w.kernel_size[d], ", ", w.stride[d],
-                ", ", w.dilation[d], ")");
-    TORCH_CHECK(w.padding[d] >= 0 && 2 * w.padding[d] <= w.kernel_size[d], op,
-                ": padding must be at most half of kernel_size (got ", w.padding[d], ", ", w.kernel_size[d], ")");
-    c10::SymInt size =
-        pooled_size(x.sym_size(d + 2), w.kernel_size[d], w.padding[d], w.stride[d], w.dilation[d], w.ceil_mode);
-    TORCH_CHECK(size >= 1, op, ": the window must not be larger than the padded input (got ", w.kernel_size[d], ", ",
-                x.sym_size(d + 2) + 2 * w.padding[d], " in spatial dimension ", d, ")");
-    out.push_back(std::move(size));
-  }
-  return out;
+  check_input(op, x, w.kernel_size.size());
+  return detail::pooled_sizes(op, x, w);
 }
 
 Sizes check_adaptive(const Tensor& x, IntArrayRef output_size) {
@@ -90,29 +58,8 @@ Tensor empty_result(const Tensor& x, const Sizes& out) {
   return detail::empty_channels_innermost(x.sym_size(0), x.sym_size(1), out, x.options());
 }
 
-// Everything but the windows; axes that x lacks have one window over one position.
-kernels::PoolShape base_shape(const Tensor& x) {
-  kernels::PoolShape shape;
-  shape.batch = x.size(0);
-  shape.channels = x.size(1);
-  const auto spatial = x.sizes().slice(2);
-  std::copy(spatial.begin(), spatial.end(), shape.in.end() - spatial.size());
-  for (auto& windows : shape.windows) windows = kernels::pool_windows(1, 1, 1, 0, 1, false, true);
-  return shape;
-}
-
-kernels::PoolShape pool_shape(const Tensor& x, const Windows& w) {
-  kernels::PoolShape shape = base_shape(x);
-  const size_t rank = w.kernel_size.size();
-  for (size_t d = 0; d < rank; ++d) {
-    shape.windows[3 - rank + d] = kernels::pool_windows(x.size(d + 2), w.kernel_size[d], w.stride[d], w.padding[d],
-                                                        w.dilation[d], w.ceil_mode, w.count_include_pad);
-  }
-  return shape;
-}
-
 kernels::PoolShape adaptive_shape(const Tensor& x, IntArrayRef output_size) {
-  kernels::PoolShape shape = base_shape(x);
+  kernels::PoolShape shape = detail::unit_pool_shape(x);
   const size_t rank = output_size.size();
   for (size_t d = 0; d < rank; ++d) {
     shape.windows[3 - rank + d] = kernels::adaptive_windows(x.size(d + 2), output_size[d]);
@@ -157,7 +104,7 @@ Tensor avg_pool_cpu(const Tensor& x, IntArrayRef kernel_size, IntArrayRef stride
   const Windows windows = average_windows(kernel_size, stride, padding, ceil_mode, count_include_pad);
   const Grids grids{x_scale, x_zero_point, y_scale, y_zero_point, lo, hi};
   const Sizes out = check_average(x, windows, divisor_override, grids);
-  return average(x, pool_shape(x, windows), out, grids, divisor_override);
+  return average(x, detail::pool_shape(x, windows), out, grids, divisor_override);
 }
 
 Tensor avg_pool_meta(const Tensor& x, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
@@ -202,7 +149,7 @@ Tensor max_pool_cpu(const Tensor& x, IntArrayRef kernel_size, IntArrayRef stride
   Tensor y = empty_result(x, check_windows("int8_max_pool", x, windows));
   if (y.numel() == 0) return y;
   const Tensor input = detail::channels_innermost(x);
-  kernels::max_pool(input.const_data_ptr<uint8_t>(), pool_shape(x, windows), y.mutable_data_ptr<uint8_t>(),
+  kernels::max_pool(input.const_data_ptr<uint8_t>(), detail::pool_shape(x, windows), y.mutable_data_ptr<uint8_t>(),
                     detail::torch_parallel);
   return y;
 }

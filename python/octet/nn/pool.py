@@ -1,4 +1,4 @@
-"""QAT average pools. Max pools need no block: they stay on the grid of their input."""
+"""QAT average pools, which are blocks, and the max pool, which stays on the grid of its input."""
 
 from __future__ import annotations
 
@@ -128,6 +128,22 @@ class Mean3d(Mean2d):
     """`x.mean((2, 3, 4))`."""
 
     dims = 3
+
+
+class MaxPool(nn.Module):
+    """The largest value of each window, in 1 to 3 dimensions; keeps one byte per output for backward."""
+
+    def __init__(
+        self, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+    ) -> None:
+        super().__init__()
+        self.windows = (kernel_size, stride, padding, dilation, ceil_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.max_pool(x, *self.windows)
+
+    def to_int8(self) -> nn.Module:
+        return int8.MaxPool(*self.windows)
 
 
 AVERAGE_POOLS: dict[int, type[AvgPool2d]] = {1: AvgPool1d, 2: AvgPool2d, 3: AvgPool3d}
