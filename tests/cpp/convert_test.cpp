@@ -221,6 +221,21 @@ TEST(SetMode, FreezesBatchNormsOutsideOfBlocksToo) {
   EXPECT_FALSE(plain->is_training());
 }
 
+TEST(Calibrate, KeepsTheWidestRangeAndDropsEarlierOnes) {
+  tnn::Sequential qat = prepare(tnn::Sequential(tnn::Linear(3, 2)));
+  const auto* input = qat->named_children()["0_input"]->as<nn::FakeQuantize>();
+  calibrate(qat, {at::full({2, 3}, -2.0), at::full({2, 3}, 0.5), at::full({2, 3}, 1.0)});
+  EXPECT_EQ(input->min.item<float>(), -2.0f);
+  EXPECT_EQ(input->max.item<float>(), 1.0f);
+  calibrate(qat, {at::full({2, 3}, 0.5)});
+  EXPECT_EQ(input->min.item<float>(), 0.5f);
+  EXPECT_EQ(input->observer(), "moving_average");
+  EXPECT_ERROR(calibrate(qat, {}), "calibrate: there must be at least one batch (got 0)");
+  EXPECT_ERROR(calibrate(qat, {at::full({2, 3}, 1.0), at::full({2, 3}, std::numeric_limits<float>::quiet_NaN())}),
+               "calibrate: 0_input: values must be finite (got NaN or inf in 1 of 2 batches)");
+  convert(qat);
+}
+
 TEST(Errors, NameTheLayer) {
   tnn::Sequential qat = prepare(image_net());
   EXPECT_ERROR(convert(qat), "convert: 0_input: must have a finite range");

@@ -44,7 +44,10 @@ void set_mode(torch::nn::Module& model, const Mode& mode) {
 }
 
 void calibrate(torch::nn::Module& model, size_t batches, const std::function<void(size_t)>& forward) {
+  TORCH_CHECK(batches > 0, "calibrate: there must be at least one batch (got 0)");
   const c10::NoGradGuard guard;
+  std::vector<int64_t> before;
+  for_each_grid(model, [&](nn::FakeQuantizeImpl& grid) { before.push_back(grid.nonfinite.item<int64_t>()); });
   const auto set_calibrating = [&](bool on) {
     for_each_grid(model, [&](nn::FakeQuantizeImpl& grid) { grid.set_calibrating(on); });
   };
@@ -58,6 +61,12 @@ void calibrate(torch::nn::Module& model, size_t batches, const std::function<voi
   }
   set_calibrating(false);
   set_mode(model, {.observe = false, .fake_quantize = true});
+  size_t i = 0;
+  for_each_grid(model, [&](nn::FakeQuantizeImpl& grid) {
+    const int64_t lost = grid.nonfinite.item<int64_t>() - before[i++];
+    TORCH_CHECK(lost == 0, "calibrate: ", grid.label, ": values must be finite (got NaN or inf in ", lost, " of ",
+                batches, " batches)");
+  });
 }
 
 namespace detail {

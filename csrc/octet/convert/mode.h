@@ -21,8 +21,10 @@ struct Mode {
 };
 void set_mode(torch::nn::Module& model, const Mode& mode);
 
-// Static quantization after training: calls forward(i) for each i < batches in evaluation mode, lets the observers see
-// the float values, and leaves observing off, fake quantization on, training flags as they were.
+// Static quantization after training: calls forward(i) for each i < batches in evaluation mode in float, and observes
+// all of them with equal weight. Earlier ranges are dropped. Afterwards observing is off, fake quantization on, and the
+// training flags are as they were. Errors: no batches, or NaN or inf in an activation; names the first grid that saw
+// it, and the ranges are then those of the other batches.
 void calibrate(torch::nn::Module& model, size_t batches, const std::function<void(size_t)>& forward);
 
 template <std::derived_from<torch::nn::Module> M>

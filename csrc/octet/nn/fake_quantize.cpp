@@ -68,7 +68,7 @@ void add_grid(CommitColumns& columns, const FakeQuantizeImpl& grid, int64_t comp
   columns.qmax.push_back(grid.qmax);
   columns.components.push_back(component);
   columns.symmetric.push_back(grid.spec.symmetric);
-  columns.observer.push_back(grid.spec.observer);
+  columns.observer.push_back(grid.observer());
   columns.averaging_constant.push_back(grid.spec.averaging_constant);
 }
 
@@ -153,6 +153,15 @@ void FakeQuantizeImpl::set_enabled(bool on) {
   if (!on && enabled.item<bool>() && ready() && state == kFresh) stale.fill_(kSwitchedOff);
   if (on && state == kSwitchedOff) stale.fill_(kFresh);
   enabled.fill_(on);
+}
+
+void FakeQuantizeImpl::set_calibrating(bool on) {
+  if (on) {
+    min.fill_(kInfinity);
+    max.fill_(-kInfinity);
+    stale.fill_(kFresh);
+  }
+  calibrating_ = on;
 }
 
 void FakeQuantizeImpl::note_commit() {

@@ -59,7 +59,9 @@ class FakeQuantizeImpl : public torch::nn::Module {
 
   void set_observing(bool on);
   void set_enabled(bool on);  // fake quantization
-  void set_calibrating(bool on) { calibrating_ = on; }
+  // Observing in evaluation mode, all forwards with equal weight; drops the range there was.
+  void set_calibrating(bool on);
+  std::string observer() const { return calibrating_ ? "min_max" : spec.observer; }  // in this forward
 
   // Throws unless the grid can be converted: it has a finite range, fake quantization is on, the range is not stale.
   void check_ready() const;
