@@ -56,6 +56,7 @@ def train(
     after_step: Callable[[], None] = lambda: None,
     label: str = "train",
     batch: int = 64,
+    progress: bool = True,
 ) -> None:
     """SGD with momentum and a one-cycle learning rate; `after_step` is called after every step."""
     steps = epochs * (len(data) // batch)
@@ -63,7 +64,7 @@ def train(
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    with tqdm(total=steps, desc=f"{label:>10}", unit="step") as bar:
+    with tqdm(total=steps, desc=f"{label:>10}", unit="step", disable=not progress) as bar:
         for _ in range(epochs):
             for images, labels in data.batches(batch, generator):
                 loss = F.cross_entropy(model(images), labels)

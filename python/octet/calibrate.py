@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from .errors import RangeError
 from .nn import FakeQuantize
-from .nn.fake_quantize import FRESH
 from .schedule import set_mode
 
 
 def calibrate(qat: nn.Module, batches: Iterable[Any], progress: bool = True) -> None:
     """Runs `batches` through `qat` in evaluation mode in float, and observes all of them with equal weight.
+
+    Grids with an observer of histograms choose their range by it; all others take the widest.
 
     Earlier ranges are dropped. Afterwards observing is off, fake quantization on, and the training flag as it was.
 
@@ -60,13 +61,10 @@ def calibrate(qat: nn.Module, batches: Iterable[Any], progress: bool = True) -> 
 
 
 def _begin(grid: FakeQuantize) -> None:
-    """Empties the range; min-max over all batches, whatever the training observer is."""
+    """Empties the range. All batches count alike: a moving average becomes the range of all."""
     grid._observer = grid.observer
-    grid.observer, grid.calibrating = "min_max", True
-    grid.min.fill_(torch.inf)
-    grid.max.fill_(-torch.inf)
-    grid.stale.fill_(FRESH)
-    grid.refresh()
+    grid.observer, grid.calibrating = grid.observer if grid.counts else "min_max", True
+    grid.clear()
 
 
 def _call(model: nn.Module, batch: Any) -> None:

@@ -193,7 +193,7 @@ class _Fuser:
         before = chain.head.args[0]
         layer = isinstance(self._module(before), (_ConvNd, nn.Linear))
         must(not (layer and isinstance(self.roles.get(before), Island)), "belongs to a layer that is float")
-        kind = qnn.BATCH_NORMS[type(bn)]
+        kind = qnn.batch_norm_type(chain.head.args[0].meta["val"].dim())
 
         def make(input: qnn.FakeQuantize, weights: Any, **specs: Any) -> qnn.Block:
             return kind.wrap(bn, chain.activation, input=input, **specs)

@@ -22,9 +22,11 @@ from torch import Tensor
 
 __all__ = [
     "add_block",
+    "add_to_histogram_",
     "avg_pool_block",
     "batch_norm_block",
     "calculate_qparams",
+    "commit_histograms_",
     "commit_ranges_",
     "conv_block",
     "dequantize_per_channel",
@@ -32,6 +34,7 @@ __all__ = [
     "fake_quantize_per_channel",
     "fake_quantize_per_tensor",
     "fold",
+    "histogram_range",
     "int8_adaptive_avg_pool",
     "int8_add",
     "int8_avg_pool",
@@ -42,6 +45,7 @@ __all__ = [
     "int8_table",
     "linear_block",
     "max_pool",
+    "merge_histogram_",
     "merge_pending_",
     "min_max",
     "min_max_per_channel",
@@ -151,6 +155,104 @@ def merge_pending_(pending_min: Tensor, pending_max: Tensor, min: Tensor, max: T
     (tensor(-1.), tensor(2.))
     """
     torch.ops.octet.merge_pending_(pending_min, pending_max, min, max)
+
+
+def empty_histogram(channels: int | None = None) -> tuple[Tensor, Tensor]:
+    """Counts and exponent of a histogram of nothing, or of so many. No op; the other histogram functions take it.
+
+    >>> counts, exponent = empty_histogram()
+    >>> counts.shape, exponent
+    (torch.Size([8192]), tensor(-51, dtype=torch.int32))
+    """
+    shape: list[int] = [] if channels is None else [channels]
+    return torch.zeros([*shape, 8192], dtype=torch.int64), torch.full(shape, -51, dtype=torch.int32)
+
+
+def add_to_histogram_(counts: Tensor, exponent: Tensor, x: Tensor, axis: int | None = None) -> None:
+    """Counts the values of x, any shape, floating point.
+
+    counts: int64 ``[8192]``; exponent: int32 ``[]``. Bin i counts what lies in ``[i - 4096, i - 4095) * 2^exponent``.
+    Bins are merged in pairs, and exponent grows, as the data demand; no count is ever split, so batches and their
+    order do not matter. axis: one histogram for each index along it, counts ``[x.size(axis), 8192]``. A tensor (a
+    channel) with NaN or infinities changes nothing.
+
+    >>> counts, exponent = empty_histogram()
+    >>> add_to_histogram_(counts, exponent, torch.tensor([-1.0, 0.5, 0.5, 3.0]))
+    >>> exponent, [(i - 4096) * 2.0**exponent.item() for i in counts.nonzero().flatten().tolist()]
+    (tensor(-10, dtype=torch.int32), [-1.0, 0.5, 3.0])
+    """
+    torch.ops.octet.add_to_histogram_(counts, exponent, x, axis)
+
+
+def merge_histogram_(counts: Tensor, exponent: Tensor, other_counts: Tensor, other_exponent: Tensor) -> None:
+    """Adds another histogram, as if its values had been counted here; any number of them at once, one per row.
+
+    >>> counts, exponent = empty_histogram()
+    >>> other_counts, other_exponent = empty_histogram()
+    >>> add_to_histogram_(other_counts, other_exponent, torch.tensor([5.0]))
+    >>> merge_histogram_(counts, exponent, other_counts, other_exponent)
+    >>> torch.equal(counts, other_counts) and torch.equal(exponent, other_exponent)
+    True
+    """
+    torch.ops.octet.merge_histogram_(counts, exponent, other_counts, other_exponent)
+
+
+def histogram_range(
+    counts: Tensor, exponent: Tensor, method: str, percentile: float, qmin: int, qmax: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """The range to quantize by, (min, max) float32 in the shape of exponent.
+
+    method: ``"percentile"`` keeps `percentile` % of the values, ``"mse"`` has the least squared error, ``"entropy"``
+    loses least information. The empty range (inf, -inf) for an empty histogram.
+
+    >>> counts, exponent = empty_histogram()
+    >>> add_to_histogram_(counts, exponent, torch.cat([torch.linspace(-1, 1, 1000), torch.tensor([100.0])]))
+    >>> low, high = histogram_range(counts, exponent, "percentile", 99.5, 0, 255, False)
+    >>> low, high
+    (tensor(-1.), tensor(1.))
+    """
+    return torch.ops.octet.histogram_range(counts, exponent, method, percentile, qmin, qmax, symmetric)
+
+
+def commit_histograms_(
+    counts: list[Tensor],
+    exponent: list[Tensor],
+    pending_counts: list[Tensor],
+    pending_exponent: list[Tensor],
+    pending_min: list[Tensor],
+    pending_max: list[Tensor],
+    method: list[str],
+    percentile: list[float],
+    qmin: list[int],
+    qmax: list[int],
+    symmetric: list[bool],
+) -> None:
+    """What comes before :func:`commit_ranges_` for grids that choose their range from a histogram.
+
+    What a forward counted, pending_counts and pending_exponent, goes into the histogram and is emptied; the range
+    chosen from the histogram takes the place of the pending one where that is finite. One entry per grid; method and
+    percentile as in :func:`histogram_range`. Such a grid's observer is ``"latest"``.
+
+    >>> histogram, pending = ([[t] for t in empty_histogram()] for _ in range(2))
+    >>> add_to_histogram_(pending[0][0], pending[1][0], torch.tensor([0.0, 1.0]))
+    >>> low, high = [torch.tensor(0.0)], [torch.tensor(1.0)]
+    >>> commit_histograms_(*histogram, *pending, low, high, ["percentile"], [100.0], [0], [255], [False])
+    >>> low, high, int(histogram[0][0].sum()), int(pending[0][0].sum())
+    ([tensor(0.)], [tensor(1.0005)], 2, 0)
+    """
+    torch.ops.octet.commit_histograms_(
+        counts,
+        exponent,
+        pending_counts,
+        pending_exponent,
+        pending_min,
+        pending_max,
+        method,
+        percentile,
+        qmin,
+        qmax,
+        symmetric,
+    )
 
 
 def commit_ranges_(
@@ -537,13 +639,14 @@ def conv_block(
     batch_stats: bool,
     observe: bool,
     low_memory: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    process_group: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward of a convolution block: convolution, batch norm, activation and the output's grid.
 
     x: ``[N, I, spatial...]``; weight: ``[O, I / groups, kernel...]``; bias, bn_*: ``[O]`` or None; floating point.
-    activation: 0 none, 1 ReLU, 2 ReLU6. Returns (y, min, max, mean, var): min and max of the output before its grid
-    (the empty range without observe), mean and biased variance of the batch (empty tensors without batch_stats); these
-    have no gradient. y is float32 (float64 for float64 weights).
+    activation: 0 none, 1 ReLU, 2 ReLU6. Returns (y, min, max, mean, var, count): min and max of the output before its
+    grid (the empty range without observe); mean and biased variance of the batch and int64 [] count, the values per
+    channel (empty tensors without batch_stats); these have no gradient. y is float32 (float64 for float64 weights).
 
     - fake_quantize False: float.
     - True with batch_stats: the fake-quantized, unfolded weight, batch norm over the batch, fake quantization of the
@@ -553,11 +656,13 @@ def conv_block(
 
     With batch_stats and fake_quantize x must lie on the input grid, as its producer's fake quantization leaves it:
     backward keeps its codes. low_memory: backward computes the convolution again instead of keeping its output.
+    process_group: the ``group_name`` of the processes whose batches count as one, as in ``torch.nn.SyncBatchNorm``; all
+    of them must make the call. Empty for the batch of this process alone.
 
     >>> grid = (torch.tensor(0.01), torch.tensor(128, dtype=torch.int32), 0, 255)
     >>> x, weight = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 1, 1), -1.0)
-    >>> y, low, high, mean, var = conv_block(x, weight, None, None, None, None, None, 1e-5, [1, 1], [0, 0], [1, 1], 1,
-    ...                                      0, 8, True, *grid, *grid, True, False, True)
+    >>> y, low, high, mean, *_ = conv_block(x, weight, None, None, None, None, None, 1e-5, [1, 1], [0, 0], [1, 1], 1,
+    ...                                     0, 8, True, *grid, *grid, True, False, True)
     >>> torch.allclose(y, torch.full((1, 1, 2, 2), -0.5)), low, high, mean.numel()
     (True, tensor(-0.5000), tensor(-0.5000), 0)
     """
@@ -589,6 +694,7 @@ def conv_block(
         batch_stats,
         observe,
         low_memory,
+        process_group,
     )
 
 
@@ -615,7 +721,8 @@ def linear_block(
     fake_quantize: bool,
     batch_stats: bool,
     observe: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    process_group: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`conv_block` for a linear layer: x ``[..., I]``, weight ``[O, I]``; batch norm needs x of shape ``[N, I]``.
 
     >>> grid = (torch.tensor(0.01), torch.tensor(128, dtype=torch.int32), 0, 255)
@@ -647,6 +754,7 @@ def linear_block(
         fake_quantize,
         batch_stats,
         observe,
+        process_group,
     )
 
 
@@ -669,14 +777,15 @@ def batch_norm_block(
     fake_quantize: bool,
     batch_stats: bool,
     observe: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    process_group: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`conv_block` for batch norm alone: x ``[N, C, ...]`` (rule 11: a depthwise convolution with weight 1).
 
     >>> grid = (torch.tensor(0.02), torch.tensor(128, dtype=torch.int32), 0, 255)
-    >>> y, low, high, mean, var = batch_norm_block(torch.tensor([[1.0], [3.0]]), None, None, None, None, 0.0, 0, *grid,
-    ...                                            *grid, False, True, True)
-    >>> y.flatten().tolist(), mean.tolist(), var.tolist()
-    ([-1.0, 1.0], [2.0], [1.0])
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> y, _, _, mean, var, count = batch_norm_block(x, None, None, None, None, 0.0, 0, *grid, *grid, False, True, True)
+    >>> y.flatten().tolist(), mean.tolist(), var.tolist(), count
+    ([-1.0, 1.0], [2.0], [1.0], tensor(2))
     """
     return torch.ops.octet.batch_norm_block(
         x,
@@ -697,6 +806,7 @@ def batch_norm_block(
         fake_quantize,
         batch_stats,
         observe,
+        process_group,
     )
 
 
@@ -811,14 +921,15 @@ def avg_pool_block(
 
 
 def update_batch_norm_(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: Tensor, momentum: float
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch`` in place; all ``[C]``.
 
-    var: biased, made unbiased by count, the number of values per channel. An empty batch (count 0) changes nothing.
+    var: biased, made unbiased by count, int64 [], the number of values per channel. An empty batch (count 0) changes
+    nothing.
 
     >>> mean, var = torch.zeros(1), torch.ones(1)
-    >>> update_batch_norm_(mean, var, torch.tensor([2.0]), torch.tensor([1.0]), 2, 0.5)
+    >>> update_batch_norm_(mean, var, torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor(2), 0.5)
     >>> mean, var
     (tensor([1.]), tensor([1.5000]))
     """

@@ -15,6 +15,7 @@ from .errors import PrepareError, StateDictError
 from .fuse import Island, Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
 from .nn import Block, FakeQuantize, MaxPool, ReLU6, ToFloat
+from .nn.block import refer
 from .nn.grid_set import GridSet
 from .patterns import MAX_POOL_FUNCTIONS, MAX_POOLS, label, max_pool_windows
 from .spec import Recipe, Spec
@@ -48,6 +49,13 @@ class QATModel(ModuleGraph):
     @property
     def rows(self) -> list[Row]:
         return [Row(**row) for row in self.get_submodule(ROOT)._rows]
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Also lets the blocks refer to the layers that are there now, as `convert_sync_batchnorm` leaves new ones."""
+        super().add_module(name, module)
+        if ROOT in self._modules:
+            for block, attribute, target in self.get_submodule(ROOT)._links:
+                refer(self.get_submodule(ROOT).get_submodule(block), attribute, self.get_submodule(target))
 
     def train(self, mode: bool = True) -> QATModel:
         super().train(mode)
@@ -302,7 +310,18 @@ class _Builder:
         with self.graph.graph.inserting_before(output):
             commit = self.graph.graph.call_module(ROOT)
         commit.meta["octet_name"] = f"{ROOT}.commit"
+        self.root._links = self._links()
         self.graph.graph.lint()
+
+    def _links(self) -> list[tuple[str, str, str]]:
+        """The layers and batch norms that blocks refer to, by name."""
+        names = {id(module): name for name, module in self.graph.named_modules() if not name.startswith(f"{ROOT}.")}
+        return [
+            (block, attribute, names[id(module)])
+            for block, owner in self.root.named_modules()
+            for attribute, module in owner.__dict__.items()
+            if id(module) in names
+        ]
 
     # Registration under the root.
 

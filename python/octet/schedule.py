@@ -16,6 +16,7 @@ def set_mode(
     fake_quantize: bool | None = None,
     freeze_bn: bool | None = None,
     freeze_ranges: bool | None = None,
+    sync_bn: bool | None = None,
 ) -> None:
     """Switches what the training forwards of `model` do; None leaves a switch as it is.
 
@@ -27,6 +28,8 @@ def set_mode(
             training forwards then give the bits of evaluation. Batch norms that no block runs go into evaluation mode,
             or back into that of the model; in a module composed by hand `model.train()` undoes it.
         freeze_ranges: the opposite of observe, under the name of what it is for; it wins.
+        sync_bn: batch norm takes the batches of all processes of torch.distributed for one, as
+            `torch.nn.SyncBatchNorm` does; unlike that class also on CPUs under DistributedDataParallel.
     """
     observing = observe if not freeze_ranges else False
     if freeze_ranges is False and observe is None:
@@ -37,8 +40,9 @@ def set_mode(
                 module.set_observing(observing)
             if fake_quantize is not None:
                 module.set_enabled(fake_quantize)
-        elif isinstance(module, NormBlock) and freeze_bn is not None:
-            module.freeze_bn = freeze_bn
+        elif isinstance(module, NormBlock):
+            module.freeze_bn = module.freeze_bn if freeze_bn is None else freeze_bn
+            module.sync_bn = module.sync_bn if sync_bn is None else sync_bn
     if freeze_bn is not None:
         if isinstance(model, QATModel):
             model.get_submodule(ROOT)._freeze_bn = freeze_bn

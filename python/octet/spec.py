@@ -8,7 +8,8 @@ from enum import Enum
 
 from torch import nn
 
-OBSERVERS = ("min_max", "moving_average")
+HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
+OBSERVERS = ("min_max", "moving_average", *HISTOGRAM_OBSERVERS)
 
 
 class _Precision(Enum):
@@ -31,7 +32,11 @@ class Spec:
             lowest, [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         symmetric: activations only: the zero point is in the middle. Weights always are symmetric.
         observer: activations only: "min_max" keeps the widest range ever seen, "moving_average" follows the batches.
+            Three choose the range from a histogram of all values, cutting off what is rare: "percentile", "mse" (least
+            squared error) and "entropy" (least divergence). They look at values in float, so at those of `calibrate`
+            and of forwards before fake quantization begins; after that the range stays.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
+        percentile: of the values, how many "percentile" keeps, in (0, 100].
         per_channel: weights only: one scale per output channel instead of one for the tensor.
 
     Raises:
@@ -42,6 +47,7 @@ class Spec:
     symmetric: bool = False
     observer: str = "moving_average"
     averaging_constant: float = 0.01
+    percentile: float = 99.99
     per_channel: bool = True
 
     def __post_init__(self) -> None:
@@ -51,6 +57,8 @@ class Spec:
             raise ValueError(f"Spec: observer must be one of {OBSERVERS} (got {self.observer!r})")
         if not 0 < self.averaging_constant <= 1:
             raise ValueError(f"Spec: averaging_constant must be in (0, 1] (got {self.averaging_constant})")
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"Spec: percentile must be in (0, 100] (got {self.percentile})")
 
 
 Override = Spec | _Precision

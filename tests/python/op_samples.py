@@ -116,6 +116,8 @@ def ref_observed_range(
         return low, high
     if low > high:
         return batch_low, batch_high
+    if observer == "latest":
+        return batch_low, batch_high
     if observer == "min_max":
         return min(low, batch_low), max(high, batch_high)
     c = np.float32(constant)
@@ -333,6 +335,96 @@ def no_range() -> tuple[Tensor, Tensor]:
     return f32(np.inf), f32(-np.inf)
 
 
+BINS = 8192
+
+
+def ref_coarsened(counts: np.ndarray, steps: int) -> np.ndarray:
+    wide = np.zeros(BINS, np.int64)
+    np.add.at(wide, (np.arange(BINS) - BINS // 2) // 2**steps + BINS // 2, counts)
+    return wide
+
+
+def ref_merged(counts: Tensor, exponent: Tensor, other: Tensor, other_exponent: Tensor) -> tuple[Tensor, Tensor]:
+    joint = torch.maximum(exponent, other_exponent)
+    rows = [
+        sum(ref_coarsened(c.numpy(), int(joint.view(-1)[i]) - int(e.view(-1)[i])) for c, e in pairs)
+        for i, pairs in enumerate(
+            ((a, exponent), (b, other_exponent))
+            for a, b in zip(counts.view(-1, BINS), other.view(-1, BINS), strict=True)
+        )
+    ]
+    return torch.from_numpy(np.stack(rows)).view(counts.shape), joint
+
+
+def ref_histogram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one tensor; empty unless all of it is finite."""
+    counts, exponent = np.zeros(BINS, np.int64), -51
+    values = x.double().numpy().ravel()
+    if values.size and np.isfinite(values).all():
+        largest = np.abs(values).max()
+        while not (largest < 2.0 ** (exponent + 12)):
+            exponent += 1
+        np.add.at(counts, np.floor(values / 2.0**exponent).astype(np.int64) + BINS // 2, 1)
+    return torch.from_numpy(counts), i32(exponent)
+
+
+def ref_add_to_histogram(counts: Tensor, exponent: Tensor, x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    parts = [x] if axis is None else list(x.unbind(axis))
+    added = [ref_histogram(part) for part in parts]
+    shape = exponent.shape
+    other, others = torch.stack([c for c, _ in added]), torch.stack([e for _, e in added])
+    return ref_merged(counts, exponent, other.view(*shape, BINS), others.view(shape))
+
+
+def ref_percentile(counts: np.ndarray, width: float, percentile: float, symmetric: bool) -> tuple[float, float]:
+    """By looking at every range of whole bins from the outside in."""
+    edges = (np.arange(BINS + 1) - BINS // 2) * width
+    spare = counts.sum() * (100 - percentile) / 100
+    if symmetric:
+        middle = BINS // 2
+        kept = [k for k in range(1, middle + 1) if counts[: middle - k].sum() + counts[middle + k :].sum() <= spare]
+        return edges[middle - kept[0]], edges[middle + kept[0]]
+    low = max(i for i in range(BINS) if counts[:i].sum() <= spare / 2)
+    high = min(i for i in range(1, BINS + 1) if counts[i:].sum() <= spare / 2)
+    return edges[low], edges[high]
+
+
+def ref_histogram_range(counts, exponent, method, percentile, qmin, qmax, symmetric) -> tuple[Tensor, Tensor]:
+    """Of one percentile only: what the searches find is tested by its error, in test_histograms.py."""
+    assert method == "percentile"
+    rows = zip(counts.view(-1, BINS).numpy(), exponent.view(-1).tolist(), strict=True)
+    ranges = [ref_percentile(c, 2.0**e, percentile, symmetric) if c.any() else (np.inf, -np.inf) for c, e in rows]
+    low, high = torch.tensor(ranges, dtype=torch.float32).unbind(1)
+    return low.view(exponent.shape), high.view(exponent.shape)
+
+
+def histogram_of(*parts: Tensor) -> tuple[Tensor, Tensor]:
+    """One histogram, or of several parts a stack of them."""
+    each = [ref_histogram(part) for part in parts]
+    return each[0] if len(each) == 1 else (torch.stack([c for c, _ in each]), torch.stack([e for _, e in each]))
+
+
+def commit_histogram_args() -> tuple:
+    """Three grids: both have data, nothing was seen, what was seen is not finite."""
+    columns = [
+        (*histogram_of(randn(50) * 9), *histogram_of(randn(99, seed=1)), f32(-1.0), f32(2.0)),
+        (*histogram_of(randn(50, seed=2)), *histogram_of(torch.empty(0)), f32(np.inf), f32(-np.inf)),
+        (*histogram_of(torch.empty(0)), *histogram_of(randn(5, seed=3)), f32(np.nan), f32(1.0)),
+    ]
+    lists = [list(column) for column in zip(*columns, strict=True)]
+    return (*lists, ["percentile"] * 3, [90.0] * 3, [0, 1, 0], [255, 255, 15], [False, True, False])
+
+
+def ref_commit_histograms(counts, exponents, pending, pending_exponents, lows, highs, methods, percentiles, *rest):
+    for i in range(len(counts)):
+        counts[i], exponents[i] = ref_merged(counts[i], exponents[i], pending[i], pending_exponents[i])
+        pending[i], pending_exponents[i] = histogram_of(torch.empty(0))
+        if lows[i].isfinite() and highs[i].isfinite():
+            grid = [values[i] for values in rest]
+            lows[i], highs[i] = ref_histogram_range(counts[i], exponents[i], methods[i], percentiles[i], *grid)
+    return counts, exponents, pending, pending_exponents, lows, highs
+
+
 def ref_conv_block(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, *rest) -> tuple:
     """The integer path: what the INT8 model computes."""
     activation, bits, per_channel_weights, sx, zx, x_min, x_max, sy, zy, y_min, y_max, *_ = rest
@@ -340,7 +432,7 @@ def ref_conv_block(x, weight, bias, gamma, beta, mean, var, eps, stride, padding
     lo, hi = clamp_of(activation, sy, zy, y_min, y_max)
     qx = ref_quantize(x, sx, zx, x_min, x_max, torch.uint8)
     q = ref_int8_conv(qx, *folded, stride, padding, dilation, groups, int(zx), int(zy), lo, hi)
-    return ref_dequantize(q, sy, zy), *no_range(), torch.empty(0), torch.empty(0)
+    return ref_dequantize(q, sy, zy), *no_range(), torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64)
 
 
 def ref_linear_block(x, weight, bias, gamma, beta, mean, var, eps, *rest) -> tuple:
@@ -523,6 +615,39 @@ SAMPLES = [
         ),
     ),
     Sample("commit_ranges_", commit_args, ref_commit_ranges),
+    Sample("update_range_", lambda: (*ranges(), "latest", 0.3), ref_update_range, (), (), "latest"),
+    Sample("add_to_histogram_", lambda: (*histogram_of(randn(9)), randn(2, 3, 20) * 4, None), ref_add_to_histogram),
+    Sample(
+        "add_to_histogram_",
+        lambda: (
+            *histogram_of(randn(9), torch.empty(0), 100 * randn(9)),
+            torch.where(torch.arange(30).view(2, 3, 5) == 7, torch.nan, randn(2, 3, 5)),
+            1,
+        ),
+        ref_add_to_histogram,
+        (),
+        (),
+        "per channel",
+    ),
+    Sample(
+        "merge_histogram_",
+        lambda: (*histogram_of(randn(9), 100 * randn(9)), *histogram_of(8 * randn(30), randn(30) / 9)),
+        ref_merged,
+    ),
+    Sample(
+        "histogram_range",
+        lambda: (*histogram_of(randn(999), rand(999), torch.empty(0)), "percentile", 98.0, 0, 255, False),
+        ref_histogram_range,
+    ),
+    Sample(
+        "histogram_range",
+        lambda: (*histogram_of(randn(999) + 0.3), "percentile", 95.0, -127, 127, True),
+        ref_histogram_range,
+        (),
+        (),
+        "symmetric",
+    ),
+    Sample("commit_histograms_", commit_histogram_args, ref_commit_histograms),
     Sample(
         "calculate_qparams",
         lambda: (-rand(3, 4), rand(3, 4, seed=1) - 0.3, 0, 255, False),
@@ -696,10 +821,10 @@ SAMPLES = [
     ),
     Sample(
         "update_batch_norm_",
-        lambda: (randn(4), rand(4), randn(4, seed=1), rand(4, seed=2), 6, 0.1),
+        lambda: (randn(4), rand(4), randn(4, seed=1), rand(4, seed=2), torch.tensor(6), 0.1),
         lambda mean, var, m, v, count, momentum: (
             mean.mul(1 - momentum).add(m, alpha=momentum),
-            var.mul(1 - momentum).add(v, alpha=momentum * count / (count - 1)),
+            var.mul(1 - momentum).add(v * (int(count) / (int(count) - 1)), alpha=momentum),
         ),
     ),
 ]

@@ -99,7 +99,7 @@ def blocks() -> list:
 @pytest.mark.parametrize(("dims", "layout", "seed"), blocks())
 def test_equals_the_composition(dims: int, layout: torch.memory_format, seed: int, low_memory: bool) -> None:
     block = Block(seed, dims=dims, layout=layout)
-    y, low, high, mean, var = block.run(low_memory)
+    y, low, high, mean, var, _ = block.run(low_memory)
     expected, before = block.reference()
     scale, zero = block.output[0], block.output[1]
     steps = before / scale
@@ -217,7 +217,7 @@ def test_a_diverged_input_shows() -> None:
     block = Block(5)
     with torch.no_grad():
         block.x[0, 0] = torch.nan
-    y, low, high, mean, _ = block.run()
+    y, low, high, mean, *_ = block.run()
     assert y.isnan().any() and low.isnan() and high.isnan() and mean.isnan().any()
 
 
@@ -287,11 +287,9 @@ def test_opcheck(layout: torch.memory_format) -> None:
     tail = (sums, *statistics, block.gamma.detach(), block.beta.detach(), 1e-5, 1, *block.output, True)
     torch.library.opcheck(ops._block_tail.default, tail)
     y, bits, _, _ = ops._block_tail(*tail)
-    mean, var = statistics[:2]
-    torch.library.opcheck(
-        ops._block_tail_backward.default,
-        (torch.randn_like(y), bits, sums, mean, var, block.gamma.detach(), 1e-5, torch.bfloat16),
-    )
+    moments = (*statistics[:2], torch.tensor(sums.numel() // sums.size(1)))
+    backward = (torch.randn_like(y), bits, sums, *moments, block.gamma.detach(), 1e-5, torch.bfloat16, "")
+    torch.library.opcheck(ops._block_tail_backward.default, backward)
     torch.library.opcheck(ops.conv_block.default, block.arguments())
 
 

@@ -442,7 +442,7 @@ def plain(block: str, args: tuple) -> tuple[Tensor, Tensor, Tensor]:
 def test_block_is_its_composition(kind, flags):
     block, args = block_call(kind, flags)
     fake, batch, observe = flags
-    y, low, high, mean, var = getattr(ops, block)(*args)
+    y, low, high, mean, var, count = getattr(ops, block)(*args)
     wanted, batch_mean, batch_var = plain(block, args)
     if fake:
         # The same codes but next to rounding ties; the integer path also rounds biases and multipliers.
@@ -458,8 +458,9 @@ def test_block_is_its_composition(kind, flags):
         assert (low.item(), high.item()) == (math.inf, -math.inf)
     if batch:
         torch.testing.assert_close((mean, var), (batch_mean, batch_var), rtol=1e-5, atol=1e-5)
+        assert int(count) == y.numel() // y.size(1)
     else:
-        assert mean.numel() == var.numel() == 0
+        assert mean.numel() == var.numel() == count.numel() == 0
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
@@ -527,7 +528,7 @@ def test_low_precision_parameters():
     _, args = block_call("conv", (True, True, True))
     args = tuple(a.bfloat16() if isinstance(a, Tensor) and i < 7 else a for i, a in enumerate(args))
     args[1].requires_grad_()
-    y, _, _, mean, _ = ops.conv_block(*args)
+    y, _, _, mean, *_ = ops.conv_block(*args)
     y.sum().backward()
     assert y.dtype == mean.dtype == torch.float32 and args[1].grad.dtype == torch.bfloat16
 
@@ -592,13 +593,13 @@ def test_batch_statistics_match_torch():
     x = randn(4, 3, 5, 4)
     norm(x)
     mean, var = torch.zeros(3), torch.ones(3)
-    *_, batch_mean, batch_var = ops.batch_norm_block(
+    *_, batch_mean, batch_var, count = ops.batch_norm_block(
         x, None, None, None, None, 1e-5, 0, *samples.WIDE * 2, False, True, False
     )
-    ops.update_batch_norm_(mean, var, batch_mean, batch_var, x.numel() // 3, 0.3)
+    ops.update_batch_norm_(mean, var, batch_mean, batch_var, count, 0.3)
     torch.testing.assert_close((mean, var), (norm.running_mean, norm.running_var))
     before = mean.clone()
-    ops.update_batch_norm_(mean, var, batch_mean, batch_var, 0, 0.3)
+    ops.update_batch_norm_(mean, var, batch_mean, batch_var, torch.tensor(0), 0.3)
     assert torch.equal(mean, before)
 
 
@@ -654,7 +655,7 @@ ERRORS = [
     (
         "update_range_",
         (f32(0), f32(0), f32(0), f32(0), "median", 0.1),
-        r'observer must be "min_max" or "moving_average" \(got "median"\)',
+        r'observer must be "min_max", "moving_average" or "latest" \(got "median"\)',
     ),
     (
         "update_range_",
@@ -812,7 +813,7 @@ ERRORS = [
     ),
     (
         "update_batch_norm_",
-        (torch.ones(3), torch.ones(3), torch.ones(2), torch.ones(3), 4, 0.1),
+        (torch.ones(3), torch.ones(3), torch.ones(2), torch.ones(3), torch.tensor(4), 0.1),
         r"all statistics must have one element per channel \(got \[2\], \[3\]\)",
     ),
 ]

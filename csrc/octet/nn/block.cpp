@@ -128,7 +128,7 @@ int8::Requantization NormBlockImpl::requantization() const {
 }
 
 void detail::update_statistics(at::Tensor running_mean, at::Tensor running_var, at::Tensor batches,
-                               const at::Tensor& mean, const at::Tensor& var, int64_t count,
+                               const at::Tensor& mean, const at::Tensor& var, const at::Tensor& count,
                                std::optional<double> momentum) {
   batches.add_(1);
   update_batch_norm_(running_mean, running_var, mean, var, count, momentum.value_or(1.0 / batches.item<double>()));

@@ -102,6 +102,8 @@ class NormBlockImpl : public BlockImpl {
   FakeQuantize input{nullptr};  // not a child: its producer owns it
   Spec weights;
   bool freeze_bn = false;  // running statistics in training too
+  // c10d's name of the processes whose batches batch norm takes for one, as torch's SyncBatchNorm does; empty: this one
+  std::string process_group = "";
 
  protected:
   // Batch norm as the ops take it; all empty for none.
@@ -118,10 +120,10 @@ class NormBlockImpl : public BlockImpl {
   bool batch_stats(const BatchNorm& bn) const {
     return bn && bn->is_training() && !freeze_bn;
   }
-  // Writes what a forward showed to the buffers. count: values per channel.
+  // Writes what a forward showed to the buffers.
   template <class BatchNorm>
   void finish(const BatchNorm& bn, const at::Tensor& low, const at::Tensor& high, const at::Tensor& mean,
-              const at::Tensor& var, int64_t count);
+              const at::Tensor& var, const at::Tensor& count);
   int8::Folded fold(const at::Tensor& weight, const at::Tensor& bias, const Norm& norm) const;
   int8::Requantization requantization() const;
   void check_accumulator(const at::Tensor& weight) const;  // rule 5
@@ -133,7 +135,7 @@ inline std::optional<at::Tensor> optional_tensor(const at::Tensor& tensor) {
 
 namespace detail {
 void update_statistics(at::Tensor running_mean, at::Tensor running_var, at::Tensor batches, const at::Tensor& mean,
-                       const at::Tensor& var, int64_t count, std::optional<double> momentum);
+                       const at::Tensor& var, const at::Tensor& count, std::optional<double> momentum);
 void check_running_statistics(const std::string& label, bool tracked);
 }  // namespace detail
 
@@ -145,7 +147,7 @@ NormBlockImpl::Norm NormBlockImpl::norm(const BatchNorm& bn) {
 
 template <class BatchNorm>
 void NormBlockImpl::finish(const BatchNorm& bn, const at::Tensor& low, const at::Tensor& high, const at::Tensor& mean,
-                           const at::Tensor& var, int64_t count) {
+                           const at::Tensor& var, const at::Tensor& count) {
   observe(low, high);
   if (!batch_stats(bn)) return;
   detail::update_statistics(bn->running_mean, bn->running_var, bn->num_batches_tracked, mean, var, count,

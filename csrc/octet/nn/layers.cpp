@@ -35,10 +35,6 @@ int8::ConvGeometry geometry_of(const torch::nn::detail::ConvNdOptions<D>& option
           options.groups()};
 }
 
-int64_t values_per_channel(const at::Tensor& y, int64_t channel_dim) {
-  return y.numel() / std::max<int64_t>(1, y.size(channel_dim));
-}
-
 }  // namespace
 
 template <size_t D>
@@ -59,12 +55,12 @@ at::Tensor ConvBlockImpl<D>::forward(const at::Tensor& value) {
   return this->run({value}, [this](const Tensors& x) {
     const Norm n = norm(bn);
     const GridArguments in = grid_of(input), out = output->grid();
-    const auto [y, low, high, mean, var] = conv_block(
+    const auto [y, low, high, mean, var, count] = conv_block(
         x[0], conv->weight, optional_tensor(conv->bias), n.weight, n.bias, n.mean, n.var, n.eps, geometry_.stride,
         geometry_.padding, geometry_.dilation, geometry_.groups, static_cast<int64_t>(activation), weights.bits,
         weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax,
-        active(), batch_stats(bn), output->observes());
-    finish(bn, low, high, mean, var, values_per_channel(y, 1));
+        active(), batch_stats(bn), output->observes(), /*low_memory=*/false, process_group);
+    finish(bn, low, high, mean, var, count);
     return y;
   });
 }
@@ -94,11 +90,11 @@ at::Tensor LinearBlockImpl::forward(const at::Tensor& value) {
   return this->run({value}, [this](const Tensors& x) {
     const Norm n = norm(bn);
     const GridArguments in = grid_of(input), out = output->grid();
-    const auto [y, low, high, mean, var] = linear_block(
+    const auto [y, low, high, mean, var, count] = linear_block(
         x[0], linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
         static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax,
-        out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
-    finish(bn, low, high, mean, var, values_per_channel(y, -1));
+        out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes(), process_group);
+    finish(bn, low, high, mean, var, count);
     return y;
   });
 }
@@ -120,10 +116,11 @@ at::Tensor BatchNormBlockImpl<D>::forward(const at::Tensor& value) {
   return this->run({value}, [this](const Tensors& x) {
     const Norm n = norm(bn);
     const GridArguments in = grid_of(input), out = output->grid();
-    const auto [y, low, high, mean, var] = batch_norm_block(
-        x[0], n.weight, n.bias, n.mean, n.var, n.eps, static_cast<int64_t>(activation), in.scale, in.zero_point,
-        in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes());
-    finish(bn, low, high, mean, var, values_per_channel(y, 1));
+    const auto [y, low, high, mean, var, count] =
+        batch_norm_block(x[0], n.weight, n.bias, n.mean, n.var, n.eps, static_cast<int64_t>(activation), in.scale,
+                         in.zero_point, in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(),
+                         batch_stats(bn), output->observes(), process_group);
+    finish(bn, low, high, mean, var, count);
     return y;
   });
 }

@@ -14,6 +14,7 @@
 
 #include "octet/ops/common.h"
 #include "octet/ops/observe.h"
+#include "octet/ops/process_group.h"
 
 namespace octet::detail {
 
@@ -37,14 +38,19 @@ class StraightThrough : public torch::autograd::Function<StraightThrough> {
 };
 
 Normalized normalize_batch(const char* op, const Tensor& y, const BatchNorm& bn) {
-  check_batch(op, y);
   const auto dtype = y.scalar_type();
+  if (!bn.process_group.empty()) {
+    const auto [normalized, mean, var, count] =
+        synced_batch_norm(op, y, cast(bn.weight, dtype), cast(bn.bias, dtype), bn.eps, bn.process_group);
+    return {normalized, mean, var, count};
+  }
+  check_batch(op, y);
   auto [normalized, mean, inverse] =
       at::native_batch_norm(y, cast(bn.weight, dtype), cast(bn.bias, dtype), std::nullopt, std::nullopt,
                             /*training=*/true, /*momentum=*/0.0, bn.eps);
   // 1 / sqrt(var + eps) is what batch norm keeps; off by a few ulp of var + eps, which is what the gain is made of.
   const Tensor variance = inverse.detach().pow(-2).sub(bn.eps).clamp_min(0);
-  return {normalized, mean.detach(), variance};
+  return {normalized, mean.detach(), variance, batch_count(y)};
 }
 
 }  // namespace
@@ -70,15 +76,20 @@ void check_batch(const char* op, const Tensor& y) {
               " behind the operator)");
 }
 
+Tensor batch_count(const Tensor& y) {
+  const c10::SymInt count = y.sym_numel() / y.sym_size(1).max(1);
+  return at::full_symint({}, count, y.options().dtype(at::kLong));
+}
+
 Normalized normalize(const char* op, const Tensor& y, const BatchNorm& bn) {
-  const Tensor none = at::empty({0}, y.options());
-  if (!bn.present()) return {y, none, none};
+  const Tensor none = at::empty({0}, y.options()), no_count = at::empty({0}, y.options().dtype(at::kLong));
+  if (!bn.present()) return {y, none, none, no_count};
   if (bn.batch_stats) return normalize_batch(op, y, bn);
   TORCH_CHECK(bn.mean && bn.var, op, ": batch norm without batch_stats needs bn_mean and bn_var (got none)");
   const auto dtype = y.scalar_type();
   return {at::batch_norm(y, cast(bn.weight, dtype), cast(bn.bias, dtype), cast(bn.mean, dtype), cast(bn.var, dtype),
                          /*training=*/false, /*momentum=*/0.0, bn.eps, /*cudnn_enabled=*/false),
-          none, none};
+          none, none, no_count};
 }
 
 Tensor activate(const char* op, const Tensor& y, int64_t activation) {

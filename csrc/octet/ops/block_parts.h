@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "octet/core/requantize.h"
@@ -20,12 +21,13 @@ struct BatchNorm {
   const std::optional<at::Tensor>& var;
   double eps;
   bool batch_stats;
+  std::string_view process_group = {};  // whose batches count as one; empty: this process's alone
 
   bool present() const { return mean.has_value() || weight.has_value() || batch_stats; }
 };
 
 struct Normalized {
-  at::Tensor y, mean, var;
+  at::Tensor y, mean, var, count;
 };
 
 Activation parse_activation(const char* op, int64_t activation);
@@ -37,6 +39,8 @@ at::Tensor to_block_dtype(const at::Tensor& y);
 
 // Batch norm with batch statistics of one value per channel would give 0 whatever it is.
 void check_batch(const char* op, const at::Tensor& y);
+// Values per channel, int64 [].
+at::Tensor batch_count(const at::Tensor& y);
 Normalized normalize(const char* op, const at::Tensor& y, const BatchNorm& bn);
 at::Tensor activate(const char* op, const at::Tensor& y, int64_t activation);
 std::tuple<at::Tensor, at::Tensor> observed(const at::Tensor& y, bool observe);

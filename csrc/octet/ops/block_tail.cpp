@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -119,13 +121,14 @@ Forward forward_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor
 Statistics statistics_meta(const Tensor& x) { return allocate_statistics(x); }
 
 Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x, const Tensor& mean,
-                      const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
+                      const Tensor& var, const Tensor& count, const Optional& gamma, double eps, at::ScalarType dtype,
+                      std::string_view group) {
   const Tensor x = in_order(raw_x, raw_x), grad = in_order(raw_grad, x);
   const kernels::ChannelLayout layout = layout_of(x);
   const int64_t channels = layout.channels;
   const bool narrow = dtype == at::kBFloat16;
-  Tensor grad_x = at::empty_like(x, narrow ? dtype : at::kFloat), grad_gamma = at::empty_like(mean),
-         grad_beta = at::empty_like(mean);
+  Tensor grad_x = at::empty_like(x, narrow ? dtype : at::kFloat);
+  Tensor grad_gamma = at::zeros_like(mean), grad_beta = at::zeros_like(mean);  // an empty batch adds nothing
   const float* g = grad.const_data_ptr<float>();
   const float* data = x.const_data_ptr<float>();
   const float* means = mean.const_data_ptr<float>();
@@ -134,14 +137,17 @@ Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& 
   float* sum = grad_beta.mutable_data_ptr<float>();
   float* dot = grad_gamma.mutable_data_ptr<float>();
   kernels::tail_backward_sums(g, bits, data, means, layout, sum, dot, detail::torch_parallel);
+  const Tensor whole = detail::sum_over_processes(at::stack({grad_beta, grad_gamma}), group);
+  const float* whole_sum = whole.const_data_ptr<float>();
+  const float* whole_dot = whole_sum + channels;
   std::vector<float> a = channel_values(gamma, channels, 1.0f), b(channels), c(channels);
-  const float n = static_cast<float>(layout.outer * layout.inner);
+  const auto n = static_cast<float>(count.item<int64_t>());
   for (int64_t i = 0; i < channels; ++i) {
     const float inverse = inverse_deviation(vars[i], eps);
     a[i] *= inverse;
     dot[i] *= inverse;  // now gamma's gradient
-    b[i] = -a[i] * inverse * dot[i] / n;
-    c[i] = -a[i] * sum[i] / n;
+    b[i] = -a[i] * inverse * (whole_dot[i] * inverse) / n;
+    c[i] = -a[i] * whole_sum[i] / n;
   }
   const kernels::TailGradient tables{means, a.data(), b.data(), c.data()};
   if (narrow) {
@@ -153,8 +159,8 @@ Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& 
   return {narrow || dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
 }
 
-Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&,
-                       const Optional&, double, at::ScalarType dtype) {
+Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&, const Tensor&,
+                       const Optional&, double, at::ScalarType dtype, std::string_view) {
   return {at::empty_like(in_order(x, x), dtype), at::empty_like(mean), at::empty_like(mean)};
 }
 
@@ -176,10 +182,10 @@ detail::TailResult detail::block_tail(const Tensor& x, const BatchStatistics& st
   return {y, pass, min, max};
 }
 
-Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, const Tensor& x, const Tensor& mean,
-                                     const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
+Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, const Tensor& x, const Moments& moments,
+                                     const Optional& gamma, double eps, at::ScalarType dtype, std::string_view group) {
   static const auto op = find_op<decltype(backward_cpu)>("_block_tail_backward");
-  return op.call(grad, pass, x, mean, var, gamma, eps, dtype);
+  return op.call(grad, pass, x, moments.mean, moments.var, moments.count, gamma, eps, dtype, group);
 }
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
@@ -189,9 +195,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "int activation, Tensor scale, Tensor zero_point, int qmin, int qmax, bool observe) -> (Tensor y, Tensor "
       "pass_bits, Tensor min, Tensor max)");
   m.def(
-      "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor? gamma, float "
-      "eps, "
-      "ScalarType dtype) -> (Tensor, Tensor, Tensor)");
+      "_block_tail_backward(Tensor grad, Tensor pass_bits, Tensor x, Tensor mean, Tensor var, Tensor count, Tensor? "
+      "gamma, float eps, ScalarType dtype, str process_group) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {

@@ -6,9 +6,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "octet/ops/grid_ref.h"
+#include "octet/ops/process_group.h"
 
 namespace octet::detail {
 
@@ -31,11 +33,11 @@ TailResult block_tail(const at::Tensor& x, const BatchStatistics& statistics, co
                       const std::optional<at::Tensor>& beta, double eps, int64_t activation, const GridRef& output,
                       bool observe);
 
-// Gradients of (x, gamma, beta); x's rounded to dtype, gamma's and beta's float32 [C].
+// Gradients of (x, gamma, beta); x's rounded to dtype, gamma's and beta's float32 [C]. moments: of the batch, or of
+// those of all processes of `group`, whose gradients then count too; gamma's and beta's are this process's part.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> block_tail_backward(const at::Tensor& grad, const at::Tensor& pass,
-                                                                   const at::Tensor& x, const at::Tensor& mean,
-                                                                   const at::Tensor& var,
+                                                                   const at::Tensor& x, const Moments& moments,
                                                                    const std::optional<at::Tensor>& gamma, double eps,
-                                                                   at::ScalarType dtype);
+                                                                   at::ScalarType dtype, std::string_view group);
 
 }  // namespace octet::detail

@@ -9,6 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "octet/ops/common.h"
@@ -79,14 +80,14 @@ struct Tail {
       y = fake_quantize_per_tensor(y, output.scale, output.zero_point, output.qmin, output.qmax);
     }
     if (value.defined()) y = detail::straight_through(y, value.to(y.scalar_type()));
-    return {y, low, high, normalized.mean, normalized.var};
+    return {y, low, high, normalized.mean, normalized.var, normalized.count};
   }
 
   // Only the integer path ran.
   BlockResult inference(const Tensor& value) const {
     const auto [low, high] = detail::observed(value, false);
-    const Tensor none = at::empty({0}, value.options());
-    return {value, low, high, none, none};
+    const Tensor none = at::empty({0}, value.options()), no_count = at::empty({0}, value.options().dtype(at::kLong));
+    return {value, low, high, none, none, no_count};
   }
 };
 
@@ -97,10 +98,10 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
                                  const Tensor& input_scale, const Tensor& input_zero_point, int64_t input_qmin,
                                  int64_t input_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
                                  int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats,
-                                 bool observe, bool low_memory) {
+                                 bool observe, bool low_memory, std::string_view process_group) {
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
-  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats};
+  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats, process_group};
   const ConvArguments conv{stride, padding, dilation, groups};
   check_operands("conv_block", x, weight, bias, input, output, weight_bits);
   check_conv(x, weight, conv);
@@ -127,11 +128,11 @@ BlockResult linear_block_composite(const Tensor& x, const Tensor& weight, const 
                                    bool per_channel, const Tensor& input_scale, const Tensor& input_zero_point,
                                    int64_t input_qmin, int64_t input_qmax, const Tensor& output_scale,
                                    const Tensor& output_zero_point, int64_t output_qmin, int64_t output_qmax,
-                                   bool fake_quantize, bool batch_stats, bool observe) {
+                                   bool fake_quantize, bool batch_stats, bool observe, std::string_view process_group) {
   constexpr const char* kOp = "linear_block";
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
-  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats};
+  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats, process_group};
   check_operands(kOp, x, weight, bias, input, output, weight_bits);
   TORCH_CHECK(weight.dim() == 2, kOp, ": weight must have 2 dimensions (got ", weight.dim(), ")");
   TORCH_CHECK(x.dim() >= 1 && x.sym_size(-1) == weight.sym_size(1), kOp,
@@ -162,11 +163,12 @@ BlockResult batch_norm_block_composite(const Tensor& x, const Optional& bn_weigh
                                        int64_t activation, const Tensor& input_scale, const Tensor& input_zero_point,
                                        int64_t input_qmin, int64_t input_qmax, const Tensor& output_scale,
                                        const Tensor& output_zero_point, int64_t output_qmin, int64_t output_qmax,
-                                       bool fake_quantize, bool batch_stats, bool observe) {
+                                       bool fake_quantize, bool batch_stats, bool observe,
+                                       std::string_view process_group) {
   constexpr const char* kOp = "batch_norm_block";
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
-  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats};
+  const BatchNorm bn{bn_weight, bn_bias, bn_mean, bn_var, bn_eps, batch_stats, process_group};
   detail::check_floating(kOp, "x", x);
   TORCH_CHECK(x.dim() >= 2 && x.dim() <= 5, kOp, ": x must have 2 to 5 dimensions (got ", x.dim(), ")");
   TORCH_CHECK(bn.present(), kOp, ": batch norm without batch_stats needs bn_mean and bn_var (got none)");
@@ -284,8 +286,10 @@ ObservedResult avg_pool_block_composite(const Tensor& x, IntArrayRef kernel_size
 }
 
 void check_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
-                  int64_t count) {
-  TORCH_CHECK(count >= 0, "update_batch_norm_: count must be at least 0 (got ", count, ")");
+                  const Tensor& count) {
+  TORCH_CHECK(count.scalar_type() == at::kLong && count.sym_numel() == 1,
+              "update_batch_norm_: count must be an int64 tensor with one element (got ", count.scalar_type(),
+              " of shape ", count.sym_sizes(), ")");
   for (const Tensor* t : {&running_var, &mean, &var}) {
     TORCH_CHECK(t->dim() == 1 && t->sym_numel() == running_mean.sym_numel(),
                 "update_batch_norm_: all statistics must have one element per channel (got ", t->sym_sizes(), ", ",
@@ -293,24 +297,24 @@ void check_update(const Tensor& running_mean, const Tensor& running_var, const T
   }
 }
 
+// No number is read back, so no device is waited for.
 void update_batch_norm_any(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
-                           int64_t count, double momentum) {
+                           const Tensor& count, double momentum) {
   check_update(running_mean, running_var, mean, var, count);
-  if (count == 0) return;
-  const double unbias = static_cast<double>(count) / static_cast<double>(std::max<int64_t>(count - 1, 1));
-  running_mean.mul_(1 - momentum).add_(mean, momentum);
-  running_var.mul_(1 - momentum).add_(var, momentum * unbias);
+  const Tensor n = count.to(at::kDouble), some = count > 0, unbiased = var * (n / (n - 1).clamp_min(1));
+  running_mean.copy_(at::where(some, (running_mean * (1 - momentum)).add_(mean, momentum), running_mean));
+  running_var.copy_(at::where(some, (running_var * (1 - momentum)).add_(unbiased, momentum), running_var));
 }
 
 void update_batch_norm_meta(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
-                            int64_t count, double) {
+                            const Tensor& count, double) {
   check_update(running_mean, running_var, mean, var, count);
 }
 
 }  // namespace
 
-void update_batch_norm_(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var, int64_t count,
-                        double momentum) {
+void update_batch_norm_(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
+                        const Tensor& count, double momentum) {
   static const auto op = detail::find_op<decltype(update_batch_norm_)>("update_batch_norm_");
   op.call(running_mean, running_var, mean, var, count, momentum);
 }
@@ -321,12 +325,13 @@ BlockResult conv_block(const Tensor& x, const Tensor& weight, const Optional& bi
                        int64_t activation, int64_t weight_bits, bool per_channel, const Tensor& input_scale,
                        const Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                        const Tensor& output_scale, const Tensor& output_zero_point, int64_t output_qmin,
-                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory) {
+                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory,
+                       std::string_view process_group) {
   static const auto op = detail::find_op<decltype(conv_block)>("conv_block");
   return op.call(x, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps, stride, padding, dilation, groups,
                  activation, weight_bits, per_channel, input_scale, input_zero_point, input_qmin, input_qmax,
                  output_scale, output_zero_point, output_qmin, output_qmax, fake_quantize, batch_stats, observe,
-                 low_memory);
+                 low_memory, process_group);
 }
 
 BlockResult linear_block(const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& bn_weight,
@@ -334,11 +339,12 @@ BlockResult linear_block(const Tensor& x, const Tensor& weight, const Optional& 
                          int64_t activation, int64_t weight_bits, bool per_channel, const Tensor& input_scale,
                          const Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                          const Tensor& output_scale, const Tensor& output_zero_point, int64_t output_qmin,
-                         int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe) {
+                         int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
+                         std::string_view process_group) {
   static const auto op = detail::find_op<decltype(linear_block)>("linear_block");
   return op.call(x, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps, activation, weight_bits, per_channel,
                  input_scale, input_zero_point, input_qmin, input_qmax, output_scale, output_zero_point, output_qmin,
-                 output_qmax, fake_quantize, batch_stats, observe);
+                 output_qmax, fake_quantize, batch_stats, observe, process_group);
 }
 
 BlockResult batch_norm_block(const Tensor& x, const Optional& bn_weight, const Optional& bn_bias,
@@ -346,11 +352,11 @@ BlockResult batch_norm_block(const Tensor& x, const Optional& bn_weight, const O
                              const Tensor& input_scale, const Tensor& input_zero_point, int64_t input_qmin,
                              int64_t input_qmax, const Tensor& output_scale, const Tensor& output_zero_point,
                              int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats,
-                             bool observe) {
+                             bool observe, std::string_view process_group) {
   static const auto op = detail::find_op<decltype(batch_norm_block)>("batch_norm_block");
   return op.call(x, bn_weight, bn_bias, bn_mean, bn_var, bn_eps, activation, input_scale, input_zero_point, input_qmin,
                  input_qmax, output_scale, output_zero_point, output_qmin, output_qmax, fake_quantize, batch_stats,
-                 observe);
+                 observe, process_group);
 }
 
 ObservedResult add_block(const Tensor& a, const Tensor& b, double alpha, int64_t activation, const Tensor& a_scale,
@@ -382,21 +388,24 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "bn_var, float bn_eps, int[] stride, int[] padding, int[] dilation, int groups, int activation, int weight_bits, "
       "bool per_channel, Tensor input_scale, Tensor input_zero_point, int input_qmin, int input_qmax, Tensor "
       "output_scale, Tensor output_zero_point, int output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, "
-      "bool observe, bool low_memory=False) -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var)",
+      "bool observe, bool low_memory=False, str process_group='') -> (Tensor y, Tensor min, Tensor max, Tensor mean, "
+      "Tensor var, Tensor count)",
       TORCH_FN(conv_block_composite));
   m.def(
       "linear_block(Tensor x, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, "
       "Tensor? "
       "bn_var, float bn_eps, int activation, int weight_bits, bool per_channel, Tensor input_scale, Tensor "
       "input_zero_point, int input_qmin, int input_qmax, Tensor output_scale, Tensor output_zero_point, int "
-      "output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, bool observe) -> (Tensor y, Tensor min, "
-      "Tensor max, Tensor mean, Tensor var)",
+      "output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, bool observe, str process_group='') -> "
+      "(Tensor y, "
+      "Tensor min, Tensor max, Tensor mean, Tensor var, Tensor count)",
       TORCH_FN(linear_block_composite));
   m.def(
       "batch_norm_block(Tensor x, Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, Tensor? bn_var, float bn_eps, "
       "int activation, Tensor input_scale, Tensor input_zero_point, int input_qmin, int input_qmax, Tensor "
       "output_scale, Tensor output_zero_point, int output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, "
-      "bool observe) -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var)",
+      "bool observe, str process_group='') -> (Tensor y, Tensor min, Tensor max, Tensor mean, Tensor var, Tensor "
+      "count)",
       TORCH_FN(batch_norm_block_composite));
   m.def(
       "add_block(Tensor a, Tensor b, float alpha, int activation, Tensor a_scale, Tensor a_zero_point, Tensor a_steps, "
@@ -412,7 +421,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "fake_quantize, bool observe) -> (Tensor y, Tensor min, Tensor max)",
       TORCH_FN(avg_pool_block_composite));
   m.def(
-      "update_batch_norm_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, int count, float "
+      "update_batch_norm_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, Tensor count, "
+      "float "
       "momentum) -> ()");
 }
 

@@ -10,21 +10,25 @@
 //                                   the output is. Without gradient and observation only the integer path runs.
 // x and weight: any floating dtype; the result is float32 (float64 for float64 x). activation: 0 none, 1 ReLU, 2 ReLU6.
 // Grids are (scale float32, zero_point int32, qmin, qmax) of u8 codes. Returned statistics have no gradient: min and
-// max of the output before its grid (the empty range without observe); mean and biased variance of the batch, [O]
-// (empty tensors without batch_stats). Errors name the block: channels that do not match, dtypes, lengths, one value
-// per channel.
+// max of the output before its grid (the empty range without observe); mean and biased variance of the batch, [O],
+// and count int64 [], the values per channel (empty tensors without batch_stats). Errors name the block: channels that
+// do not match, dtypes, lengths, one value per channel. process_group: the name (as c10d registers it) of the processes
+// whose batches make up one batch, as with torch's SyncBatchNorm; all of them must make the call. Empty: this process's
+// batch alone.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace octet {
 
-using BlockResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // y, min, max, mean, var
-using ObservedResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;                       // y, min, max
+// y, min, max, mean, var, count
+using BlockResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using ObservedResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // y, min, max
 
 // x: [N, I, spatial...] in 1, 2 or 3 spatial dimensions, by the weight's [O, I / groups, kernel...]; bias, bn_*: [O] or
 // none. With batch statistics x must lie on the input grid, as its producer's fake quantization leaves it: backward
@@ -36,8 +40,8 @@ BlockResult conv_block(const at::Tensor& x, const at::Tensor& weight, const std:
                        int64_t activation, int64_t weight_bits, bool per_channel, const at::Tensor& input_scale,
                        const at::Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                        const at::Tensor& output_scale, const at::Tensor& output_zero_point, int64_t output_qmin,
-                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
-                       bool low_memory = false);
+                       int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory = false,
+                       std::string_view process_group = {});
 
 // x: [..., I], weight: [O, I]. Batch norm needs x of shape [N, I].
 BlockResult linear_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -46,7 +50,8 @@ BlockResult linear_block(const at::Tensor& x, const at::Tensor& weight, const st
                          double bn_eps, int64_t activation, int64_t weight_bits, bool per_channel,
                          const at::Tensor& input_scale, const at::Tensor& input_zero_point, int64_t input_qmin,
                          int64_t input_qmax, const at::Tensor& output_scale, const at::Tensor& output_zero_point,
-                         int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe);
+                         int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
+                         std::string_view process_group = {});
 
 // Batch norm alone: x [N, C, ...]. Rule 11: a depthwise 1x1 convolution with weight 1.
 BlockResult batch_norm_block(const at::Tensor& x, const std::optional<at::Tensor>& bn_weight,
@@ -55,7 +60,7 @@ BlockResult batch_norm_block(const at::Tensor& x, const std::optional<at::Tensor
                              const at::Tensor& input_scale, const at::Tensor& input_zero_point, int64_t input_qmin,
                              int64_t input_qmax, const at::Tensor& output_scale, const at::Tensor& output_zero_point,
                              int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats,
-                             bool observe);
+                             bool observe, std::string_view process_group = {});
 
 // a + alpha * b, alpha 1 or -1, shapes that broadcast. The three grids lie in one component (rule 9b); *_steps: int32,
 // n.
@@ -75,9 +80,9 @@ ObservedResult avg_pool_block(const at::Tensor& x, at::IntArrayRef kernel_size, 
                               const at::Tensor& output_scale, const at::Tensor& output_zero_point, int64_t output_qmin,
                               int64_t output_qmax, bool fake_quantize, bool observe);
 
-// running = (1 - momentum) * running + momentum * batch, the batch's biased variance made unbiased by count values per
-// channel, as torch's batch norm does. All [O]. An empty batch (count 0) changes nothing.
+// running = (1 - momentum) * running + momentum * batch, the batch's biased variance made unbiased by count, int64 [],
+// values per channel, as torch's batch norm does. All [O]. An empty batch (count 0) changes nothing.
 void update_batch_norm_(at::Tensor running_mean, at::Tensor running_var, const at::Tensor& mean, const at::Tensor& var,
-                        int64_t count, double momentum);
+                        const at::Tensor& count, double momentum);
 
 }  // namespace octet

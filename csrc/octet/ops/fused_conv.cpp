@@ -12,6 +12,7 @@
 #include "octet/ops/common.h"
 #include "octet/ops/conv_sums.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/process_group.h"
 #include "octet/ops/quantize.h"
 
 namespace octet::detail {
@@ -113,20 +114,25 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     const Constants constants(block, weight);
     const auto [codes, scale] = input_codes(x, block.input);
     const Codes input{codes, scale, block.input.zero_point.clone()};  // the buffer changes until backward
-    const auto [sums, statistics] = sums_of(constants, input, weight, [&] { return x; });
-    check_batch("conv_block", sums);
+    const auto [sums, own] = sums_of(constants, input, weight, [&] { return x; });
+    const std::string group(block.bn.process_group);
+    if (group.empty()) check_batch("conv_block", sums);
+    const Moments moments = join_moments("conv_block", {own.mean, own.var, batch_count(sums)}, group);
+    const BatchStatistics statistics{moments.mean, moments.var, own.min, own.max};
     const TailResult tail =
         block_tail(sums, statistics, gamma, beta, block.bn.eps, block.activation, block.output, block.observe);
     context->save_for_backward({codes, scale, input.zero_point, weight, gamma.value_or(Tensor()),
-                                block.low_memory ? Tensor() : sums, tail.pass, statistics.mean, statistics.var});
+                                block.low_memory ? Tensor() : sums, tail.pass, statistics.mean, statistics.var,
+                                moments.count});
     constants.save(context);
+    context->saved_data["group"] = group;
     context->saved_data["needs_x"] = x.requires_grad();
     context->saved_data["needs_weight"] = weight.requires_grad();
     context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["has_beta"] = beta.has_value();
     const Tensor mean = bias ? statistics.mean + to_type(*bias, at::kFloat) : statistics.mean;
-    context->mark_non_differentiable({tail.min, tail.max, mean, statistics.var});
-    return {tail.y, tail.min, tail.max, mean, statistics.var};
+    context->mark_non_differentiable({tail.min, tail.max, mean, statistics.var, moments.count});
+    return {tail.y, tail.min, tail.max, mean, statistics.var, moments.count};
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -140,7 +146,8 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     Tensor sums = saved[5];
     if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, weight, [&] { return x; }));
     const auto [grad_sums, grad_gamma, grad_beta] =
-        block_tail_backward(gradients[0], pass, sums, mean, var, gamma, constants.eps, type);
+        block_tail_backward(gradients[0], pass, sums, {mean, var, saved[9]}, gamma, constants.eps, type,
+                            context->saved_data["group"].toStringRef());
     const ConvArguments conv = constants.conv();
     const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
     auto [grad_x, grad_weight, _] = at::convolution_backward(
@@ -178,7 +185,7 @@ bool can_fuse(const Tensor& x, const Tensor& weight) {
 BlockResult fused_conv_block(const Tensor& x, const Tensor& weight, const Optional& bias, const FusedConv& block) {
   const variable_list r =
       FusedConvFunction::apply(x.to(at::kFloat), weight, bias, block.bn.weight, block.bn.bias, block);
-  return {r[0], r[1], r[2], r[3], r[4]};
+  return {r[0], r[1], r[2], r[3], r[4], r[5]};
 }
 
 }  // namespace octet::detail

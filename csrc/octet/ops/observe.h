@@ -17,8 +17,9 @@ std::tuple<at::Tensor, at::Tensor> min_max(const at::Tensor& x);
 std::tuple<at::Tensor, at::Tensor> min_max_per_channel(const at::Tensor& x, int64_t axis);
 
 // Updates the observed range (min, max) by a batch's range, elementwise; all four float32 of one shape. observer:
-// "min_max" keeps the extremes, "moving_average" adds averaging_constant times the difference. Entries of the batch
-// that are NaN, infinite or empty change nothing; the first finite batch is taken as it is.
+// "min_max" keeps the extremes, "moving_average" adds averaging_constant times the difference, "latest" takes the
+// batch's. Entries of the batch that are NaN, infinite or empty change nothing; the first finite batch is taken as it
+// is.
 void update_range_(at::Tensor min, at::Tensor max, const at::Tensor& batch_min, const at::Tensor& batch_max,
                    std::string_view observer, double averaging_constant);
 

@@ -11,8 +11,9 @@ namespace octet::detail {
 
 inline Observer parse_observer(const char* op, std::string_view name) {
   if (name == "min_max") return Observer::kMinMax;
-  TORCH_CHECK(name == "moving_average", op, ": observer must be \"min_max\" or \"moving_average\" (got \"", name,
-              "\")");
+  if (name == "latest") return Observer::kLatest;
+  TORCH_CHECK(name == "moving_average", op, ": observer must be \"min_max\", \"moving_average\" or \"latest\" (got \"",
+              name, "\")");
   return Observer::kMovingAverage;
 }
 

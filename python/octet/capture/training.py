@@ -11,7 +11,8 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
@@ -21,7 +22,7 @@ def check_training_forward(model: nn.Module, graph: nn.Module, args: tuple, kwar
     """Raises CaptureError where training changes the output structure; warns where it changes the values."""
     name = type(model).__name__
     try:
-        expected, spec = _run(copy.deepcopy(model).train(), args, kwargs)
+        expected, spec = _run(_training_copy(model), args, kwargs)
     except Exception as error:
         raise CaptureError(f"capture: {name}'s forward fails in training mode on the example: {error}") from error
     _, eval_spec = _run(copy.deepcopy(model).eval(), args, kwargs)
@@ -30,13 +31,28 @@ def check_training_forward(model: nn.Module, graph: nn.Module, args: tuple, kwar
             f"capture: {name} must return the same structure in training and evaluation mode (got {_show(spec)} and "
             f"{_show(eval_spec)}); wrap it in a module that returns what you train on in both"
         )
-    actual, _ = _run(copy.deepcopy(graph).train(), args, kwargs)
+    actual, _ = _run(_training_copy(graph), args, kwargs)
     if not all(_close(a, e) for a, e in zip(actual, expected, strict=True)):
         warnings.warn(
             f"capture: in training mode {name} computes other values than its graph, which is the evaluation forward "
             "(dropout inside attention, a branch on self.training, ...); that part is missing from training",
             stacklevel=3,
         )
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """In the place of SyncBatchNorm: no CPU runs that in training, and other processes may not be here."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def _training_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).train()
+    for child in copied.modules():
+        if isinstance(child, nn.SyncBatchNorm):
+            child.__class__ = _LocalBatchNorm
+    return copied
 
 
 def _run(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:

@@ -21,10 +21,10 @@ from .conv import (
     LinearReLU,
     block_type,
 )
-from .elementwise import BATCH_NORMS, Add, AddReLU, BatchNorm1d, BatchNorm2d, BatchNorm3d, Cat, ReLU6, ToFloat
+from .elementwise import Add, AddReLU, BatchNorm1d, BatchNorm2d, BatchNorm3d, Cat, ReLU6, ToFloat, batch_norm_type
 from .fake_quantize import FakeQuantize
 from .grid_set import bind
-from .observers import MinMaxObserver, MovingAverageObserver
+from .observers import EntropyObserver, MinMaxObserver, MovingAverageObserver, MseObserver, PercentileObserver
 from .pool import (
     ADAPTIVE_POOLS,
     AVERAGE_POOLS,
@@ -44,7 +44,6 @@ from .pool import (
 __all__ = [
     "ADAPTIVE_POOLS",
     "AVERAGE_POOLS",
-    "BATCH_NORMS",
     "MEANS",
     "Activation",
     "AdaptiveAvgPool1d",
@@ -72,6 +71,7 @@ __all__ = [
     "ConvReLU1d",
     "ConvReLU2d",
     "ConvReLU3d",
+    "EntropyObserver",
     "FakeQuantize",
     "Linear",
     "LinearBn1d",
@@ -83,9 +83,12 @@ __all__ = [
     "Mean3d",
     "MinMaxObserver",
     "MovingAverageObserver",
+    "MseObserver",
     "NormBlock",
+    "PercentileObserver",
     "ReLU6",
     "ToFloat",
+    "batch_norm_type",
     "bind",
     "block_type",
     "int8",

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -77,9 +78,9 @@ class Block(nn.Module):
     def _grid(self, grid: FakeQuantize | None) -> tuple[Tensor, Tensor, int, int]:
         return (grid or self.output).grid()  # not read while the block is not active
 
-    def _observe(self, low: Tensor, high: Tensor) -> None:
+    def _observe(self, low: Tensor, high: Tensor, y: Tensor) -> None:
         if self.output.observes:
-            self.output.observe(low, high)
+            self.output.observe(low, high, y)
 
     def _bounds(self) -> tuple[int, int]:
         """Rule 6: an activation is a clamp of the output codes, to those of 0 and 6."""
@@ -100,7 +101,13 @@ def _as_of_now(value: Any) -> Any:
 
 
 class NormBlock(Block):
-    """A block with an optional batch norm, `bn`, which is not folded while training."""
+    """A block with an optional batch norm, `bn`, which is not folded while training.
+
+    Attributes:
+        freeze_bn: running statistics in training too.
+        sync_bn: in training the batches of all processes count as one, as `torch.nn.SyncBatchNorm` does it. Where `bn`
+            is of that class this happens by itself, in its process group.
+    """
 
     bn: _BatchNorm | None
 
@@ -108,7 +115,7 @@ class NormBlock(Block):
         super().__init__(**block)
         weights = weights or Spec()
         self.weight_bits, self.per_channel = weights.bits, weights.per_channel
-        self.freeze_bn = False
+        self.freeze_bn = self.sync_bn = False
         if bn is not None and bn.running_mean is None:
             raise ValueError(f"{type(self).__name__}: batch norm must track running statistics (got None)")
 
@@ -117,16 +124,24 @@ class NormBlock(Block):
         """Whether this forward normalizes by the statistics of the batch."""
         return self.bn is not None and self.bn.training and not self.freeze_bn
 
+    @property
+    def process_group(self) -> str:
+        """The name of the processes whose batches count as one in this forward; empty for this process alone."""
+        synced = self.sync_bn or isinstance(self.bn, nn.SyncBatchNorm)
+        if not (synced and self.batch_stats and dist.is_available() and dist.is_initialized()):
+            return ""
+        group = getattr(self.bn, "process_group", None) or dist.group.WORLD
+        return group.group_name if dist.get_world_size(group) > 1 else ""
+
     def _norm(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]:
         bn = self.bn
         return (None, None, None, None, 0.0) if bn is None else _statistics(bn)
 
-    def _finish(self, results: tuple[Tensor, ...], channels_last: bool) -> Tensor:
+    def _finish(self, results: tuple[Tensor, ...]) -> Tensor:
         """Writes the statistics of a forward to the buffers."""
-        y, low, high, mean, var = results
-        self._observe(low, high)
+        y, low, high, mean, var, count = results
+        self._observe(low, high, y)
         if self.batch_stats:
-            count = y.numel() // max(1, y.size(-1 if channels_last else 1))
             _update_batch_norm(self.bn, mean, var, count)
         return y
 
@@ -135,7 +150,7 @@ def _statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None, Tensor, T
     return bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps
 
 
-def _update_batch_norm(bn: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+def _update_batch_norm(bn: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
     bn.num_batches_tracked.add_(1)
     momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
     ops.update_batch_norm_(bn.running_mean, bn.running_var, mean, var, count, momentum)

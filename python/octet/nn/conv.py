@@ -91,8 +91,8 @@ class _Conv(_WeightBlock):
         conv = self.conv
         args = (x, conv.weight, conv.bias, *self._norm(), *int8.geometry(conv), *self._args())
         if self.active and self.batch_stats:  # the op itself knows how to keep less
-            return self._finish(ops.conv_block(*args, self.low_memory), channels_last=False)
-        return self._finish(self._run(ops.conv_block, *args), channels_last=False)
+            return self._finish(ops.conv_block(*args, self.low_memory, self.process_group))
+        return self._finish(self._run(ops.conv_block, *args, False, self.process_group))
 
     def to_int8(self) -> nn.Module:
         kind = int8.CONVOLUTIONS[self.conv.weight.dim()]
@@ -154,7 +154,7 @@ class Linear(_WeightBlock):
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear
         args = (x, linear.weight, linear.bias, *self._norm(), *self._args())
-        return self._finish(self._run(ops.linear_block, *args), channels_last=True)
+        return self._finish(self._run(ops.linear_block, *args, self.process_group))
 
     def to_int8(self) -> nn.Module:
         return int8.Linear(*self._fold(self.linear), *self._requantization())

@@ -41,7 +41,7 @@ class Add(Block):
         alpha = -1.0 if self.subtract else 1.0
         args = (a, b, alpha, int(self.activation), *operands, *_with_steps(self.output))
         y, low, high = ops.add_block(*args, self.active, self.output.observes)  # keeps one bit per element
-        self._observe(low, high)
+        self._observe(low, high, y)
         return y
 
     def to_int8(self) -> nn.Module:
@@ -142,8 +142,8 @@ class _BatchNormBlock(NormBlock):
     def forward(self, x: Tensor) -> Tensor:
         grids = (*self._grid(self.input), *self.output.grid())
         flags = (self.active, self.batch_stats, self.output.observes)
-        results = self._run(ops.batch_norm_block, x, *self._norm(), int(self.activation), *grids, *flags)
-        return self._finish(results, channels_last=False)
+        args = (*self._norm(), int(self.activation), *grids, *flags, self.process_group)
+        return self._finish(self._run(ops.batch_norm_block, x, *args))
 
     def to_int8(self) -> nn.Module:
         ones = torch.ones(self.bn.num_features, 1, *[1] * self.dims, device=self.output.scale.device)
@@ -166,9 +166,9 @@ class BatchNorm3d(_BatchNormBlock):
     dims = 3
 
 
-BATCH_NORMS: dict[type[nn.Module], type[_BatchNormBlock]] = {
-    kind.norm_type: kind for kind in (BatchNorm1d, BatchNorm2d, BatchNorm3d)
-}
+def batch_norm_type(dims: int) -> type[_BatchNormBlock]:
+    """The block for batch norm of tensors with so many dimensions."""
+    return {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}[dims]
 
 
 def _with_steps(grid: FakeQuantize) -> tuple[Tensor, Tensor, Tensor, int, int]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import ops
-from ..spec import Spec
+from ..spec import HISTOGRAM_OBSERVERS, Spec
 
 # Python mirrors of buffers: forward decides by them, so that it neither waits for a device nor breaks a compiled graph.
 _MIRRORED = {"observing": "_observing", "enabled": "_enabled", "stale": "_stale"}
@@ -29,10 +30,11 @@ class FakeQuantize(nn.Module):
     Buffers, all 0-d: `min`, `max` (the range, +inf and -inf while empty), `scale`, `zero_point`, `steps` (the scale in
     units of its add component), `observing`, `enabled` (fake quantization), `stale` (1: fake quantization is off
     after it had been on; 2: and the range was observed in training since then, so it is not that of the quantized
-    model; else 0), `nonfinite`. A state_dict may lack all of them, as an FP32 checkpoint does.
+    model; else 0), `nonfinite`. With an observer that needs one also `histogram`, int64 [8192], and `exponent`, of its
+    bins' width. A state_dict may lack all of them, as an FP32 checkpoint does.
 
     Args:
-        spec: bits, symmetric, observer and averaging_constant are used.
+        spec: bits, symmetric, observer, averaging_constant and percentile are used.
         name: what errors call this grid.
     """
 
@@ -40,7 +42,12 @@ class FakeQuantize(nn.Module):
         super().__init__()
         spec = spec or Spec()
         self.bits, self.symmetric = spec.bits, spec.symmetric
-        self.observer, self.averaging_constant = spec.observer, spec.averaging_constant
+        self.observer, self.averaging_constant, self.percentile = (
+            spec.observer,
+            spec.averaging_constant,
+            spec.percentile,
+        )
+        self.counts = spec.observer in HISTOGRAM_OBSERVERS
         self.qmin, self.qmax = int(spec.symmetric), 2**spec.bits - 1
         self.name = name
         for key, value in {"min": math.inf, "max": -math.inf, "scale": 1.0}.items():
@@ -54,6 +61,11 @@ class FakeQuantize(nn.Module):
         self.register_buffer("nonfinite", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("pending_min", torch.tensor(math.inf), persistent=False)
         self.register_buffer("pending_max", torch.tensor(-math.inf), persistent=False)
+        if self.counts:
+            for prefix in ("", "pending_"):
+                histogram, exponent = ops.empty_histogram()
+                self.register_buffer(f"{prefix}histogram", histogram, persistent=not prefix)
+                self.register_buffer(f"{prefix}exponent", exponent, persistent=not prefix)
         self.shared = False  # committed by a `GridSet` with others, not by itself
         self.calibrating = False
         self.refresh()
@@ -61,7 +73,8 @@ class FakeQuantize(nn.Module):
     @property
     def observes(self) -> bool:
         """Whether this forward observes."""
-        return self.calibrating or (self.training and self._observing)
+        in_training = self.training and self._observing and not (self.counts and self.active)
+        return self.calibrating or in_training
 
     @property
     def active(self) -> bool:
@@ -83,12 +96,14 @@ class FakeQuantize(nn.Module):
             y, low, high = ops.observe_and_fake_quantize(x, *self.grid())
         else:
             y, (low, high) = x, ops.min_max(x.detach())
-        self.observe(low, high)
+        self.observe(low, high, x)
         return y
 
-    def observe(self, low: Tensor, high: Tensor) -> None:
-        """Adds the range of one tensor to what this forward saw."""
+    def observe(self, low: Tensor, high: Tensor, x: Tensor) -> None:
+        """Adds one tensor, in float, and its range to what this forward saw."""
         ops.merge_pending_(self.pending_min, self.pending_max, low, high)
+        if self.counts:
+            ops.add_to_histogram_(self.pending_histogram, self.pending_exponent, x.detach())
         if not self.shared:
             commit([self])
 
@@ -96,6 +111,17 @@ class FakeQuantize(nn.Module):
         """Drops what a forward saw that did not come to its end."""
         self.pending_min.fill_(math.inf)
         self.pending_max.fill_(-math.inf)
+        if self.counts:
+            _empty(self.pending_histogram, self.pending_exponent)
+
+    def clear(self) -> None:
+        """Empties the range and the histogram."""
+        self.min.fill_(math.inf)
+        self.max.fill_(-math.inf)
+        self.stale.fill_(FRESH)
+        if self.counts:
+            _empty(self.histogram, self.exponent)
+        self.refresh()
 
     def set_observing(self, on: bool) -> None:
         self.observing.fill_(on)
@@ -158,11 +184,27 @@ def commit(
     components: list[int] | None = None,
     products: list[int] | None = None,
 ) -> None:
-    """Moves what the forward saw into the ranges and solves the grids: rule 9 of docs/numerics.md.
+    """Moves what the forward saw, on all processes, into the ranges and solves the grids: rule 9 of docs/numerics.md.
+
+    With more than one process of torch.distributed all of them must come here in the same forward.
 
     components: per grid the number of the add component it belongs to, -1 for none. products: triples (a, b, out) of
     indices into `grids`.
     """
+    counting = [grid for grid in grids if grid.counts]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        _share_pending(grids)
+        if counting:
+            _share_histograms(counting)
+    if counting:
+        ops.commit_histograms_(
+            *[[getattr(grid, key) for grid in counting] for key in _COUNTED],
+            [grid.observer for grid in counting],
+            [grid.percentile for grid in counting],
+            [grid.qmin for grid in counting],
+            [grid.qmax for grid in counting],
+            [grid.symmetric for grid in counting],
+        )
     buffers = [[getattr(grid, key) for grid in grids] for key in _COMMITTED]
     ops.commit_ranges_(
         *buffers,
@@ -171,11 +213,44 @@ def commit(
         [grid.symmetric for grid in grids],
         components or [-1] * len(grids),
         products or [],
-        [grid.observer for grid in grids],
+        ["latest" if grid.counts else grid.observer for grid in grids],
         [grid.averaging_constant for grid in grids],
     )
     for grid in grids:
         grid.note_commit()
 
 
+def _empty(histogram: Tensor, exponent: Tensor) -> None:
+    for buffer, empty in zip((histogram, exponent), ops.empty_histogram(), strict=True):
+        buffer.copy_(empty)
+
+
+def _share_pending(grids: list[FakeQuantize]) -> None:
+    """One all-reduce for the ranges of all grids on all processes.
+
+    Whether MIN keeps NaN is up to the backend, so NaN travels as -inf: the commit skips and counts both alike.
+    """
+    pending = [g.pending_min for g in grids] + [-g.pending_max for g in grids]
+    joined = torch.stack(pending).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    dist.all_reduce(joined, op=dist.ReduceOp.MIN)
+    low, high = joined.chunk(2)
+    for i, grid in enumerate(grids):
+        grid.pending_min.copy_(low[i])
+        grid.pending_max.copy_(-high[i])
+
+
+def _share_histograms(grids: list[FakeQuantize]) -> None:
+    """One all-reduce for the widths of the bins, one for the counts."""
+    exponents = torch.stack([grid.pending_exponent for grid in grids])
+    dist.all_reduce(exponents, op=dist.ReduceOp.MAX)
+    counts = torch.zeros(len(grids), grids[0].histogram.numel(), dtype=torch.int64, device=exponents.device)
+    own = [torch.stack([getattr(g, key) for g in grids]) for key in ("pending_histogram", "pending_exponent")]
+    ops.merge_histogram_(counts, exponents, *own)
+    dist.all_reduce(counts)
+    for i, grid in enumerate(grids):
+        grid.pending_histogram.copy_(counts[i])
+        grid.pending_exponent.copy_(exponents[i])
+
+
+_COUNTED = ("histogram", "exponent", "pending_histogram", "pending_exponent", "pending_min", "pending_max")
 _COMMITTED = ("pending_min", "pending_max", "min", "max", "scale", "zero_point", "steps", "nonfinite")

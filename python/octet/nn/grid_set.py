@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from .elementwise import Add
@@ -27,6 +25,7 @@ class GridSet(nn.Module):
         self._grids: list[FakeQuantize] = []
         self._components: list[int] = []  # for each grid the number of the add component it belongs to, or -1
         self._rows: list[dict[str, Any]] = []  # what the report says
+        self._links: list[tuple[str, str, str]] = []  # what blocks refer to: block, attribute, name from the root
         self._freeze_bn = False
 
     def _take(self, grid: FakeQuantize, component: int = -1) -> None:
@@ -38,22 +37,7 @@ class GridSet(nn.Module):
     def forward(self) -> None:
         if not any(grid.observes for grid in self._grids):
             return
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self._share_pending()
         commit(self._grids, self._components)
-
-    def _share_pending(self) -> None:
-        """One all-reduce for the ranges of all grids on all processes.
-
-        Whether MIN keeps NaN is up to the backend, so NaN travels as -inf: the commit skips and counts both alike.
-        """
-        pending = [g.pending_min for g in self._grids] + [-g.pending_max for g in self._grids]
-        joined = torch.stack(pending).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        dist.all_reduce(joined, op=dist.ReduceOp.MIN)
-        low, high = joined.chunk(2)
-        for i, grid in enumerate(self._grids):
-            grid.pending_min.copy_(low[i])
-            grid.pending_max.copy_(-high[i])
 
     def _forget(self) -> None:
         """Drops what a forward saw that raised midway: only whole forwards count."""

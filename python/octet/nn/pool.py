@@ -39,7 +39,7 @@ class _AvgPool(Block):
     def forward(self, x: Tensor) -> Tensor:
         grids = (*self._grid(self.input), *self.output.grid())
         y, low, high = ops.avg_pool_block(x, *self.pool, *grids, self.active, self.output.observes)
-        self._observe(low, high)
+        self._observe(low, high, y)
         return y
 
     def to_int8(self) -> nn.Module:
