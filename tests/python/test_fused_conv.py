@@ -265,10 +265,11 @@ def test_narrow_results_are_rounded_once() -> None:
     sums = block.convolution().detach()
     statistics = ops._batch_statistics(sums)
     _, bits, _, _ = ops._block_tail(sums, *statistics, None, None, 1e-5, 1, *block.output, True)
-    arguments = (torch.randn_like(sums), bits, sums, *statistics[:2], None, 1e-5)
-    wide = ops._block_tail_backward(*arguments, torch.float32)[0]
+    count = torch.tensor(sums.numel() // sums.size(1))
+    arguments = (torch.randn_like(sums), bits, sums, *statistics[:2], count, None, 1e-5)
+    wide = ops._block_tail_backward(*arguments, torch.float32, "")[0]
     for dtype in (torch.bfloat16, torch.float16):
-        assert torch.equal(ops._block_tail_backward(*arguments, dtype)[0], wide.to(dtype))
+        assert torch.equal(ops._block_tail_backward(*arguments, dtype, "")[0], wide.to(dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[2])
