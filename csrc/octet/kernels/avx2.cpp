@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -64,8 +65,9 @@ struct Lanes {
     store_up_to_8(p, bytes, n);
   }
 
-  static int64_t finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, int64_t) {
-    return 0;
+  template <class At>
+  static bool finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, At) {
+    return false;
   }
 };
 
@@ -73,8 +75,8 @@ struct Lanes {
 
 // 6 x 2 accumulators, 2 weights, a broadcast and a product fill 16 registers.
 template <int kTileRows, int kTileVectors>
-static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments, int64_t units,
-                 const uint8_t* weights, const int32_t* init, int32_t* acc) {
+static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                 const int32_t* init, int32_t* acc) {
   __m256i sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {
@@ -82,15 +84,15 @@ static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset,
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) sum[r][v] = start;
   }
-  for (int64_t segment = 0; segment < segments; ++segment, pointers += stride) {
+  for (const Segment* segment = depth.segments; segment != depth.segments + depth.count; ++segment) {
     const uint8_t* x[kTileRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + offset;
-    for (int64_t unit = 0; unit < units; ++unit, weights += 32 * kTileVectors) {
+    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + (group + segment->offset);
+    const uint8_t* at = weights + segment->unit * (32 * kTileVectors);
+    for (int64_t unit = 0; unit < depth.units; ++unit, at += 32 * kTileVectors) {
       __m256i w[kTileVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kTileVectors; ++v)
-        w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + 32 * v));
+      for (int v = 0; v < kTileVectors; ++v) w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(at + 32 * v));
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
         int32_t codes;

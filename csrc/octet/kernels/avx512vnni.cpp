@@ -10,6 +10,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -22,6 +23,9 @@ namespace octet::kernels {
 namespace avx512vnni {
 
 #include "octet/kernels/rows-inl.h"
+
+#include "octet/kernels/avx512vnni_finish-inl.h"
+
 struct Lanes {
   using Float = __m512;
   static constexpr int kCount = 16;
@@ -45,47 +49,11 @@ struct Lanes {
     _mm_mask_storeu_epi8(p, mask(n), codes);
   }
 
-  // 64 or 32 channels at once: saturating packs clamp on the way, which leaves four operations for a vector instead of
-  // eight. The float only has to stay below the integers' end; beyond the other end the conversion gives the smallest
-  // integer.
-  template <int kVectors>
-  static void finish_packed(const int32_t* acc, int64_t acc_stride, int rows, const ConvEpilogue& e, int64_t channel,
-                            uint8_t* y, int64_t y_stride) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(e.y_zero_point));
-    const __m512i low = _mm512_set1_epi8(static_cast<char>(e.bounds.lo));
-    const __m512i high = _mm512_set1_epi8(static_cast<char>(e.bounds.hi));
-    const __m512 most = _mm512_set1_ps(32767.0f);
-    __m512 multiplier[kVectors];
-    for (int v = 0; v < kVectors; ++v) multiplier[v] = _mm512_loadu_ps(e.multiplier + channel + 16 * v);
-    for (int row = 0; row < rows; ++row, acc += acc_stride, y += y_stride) {
-      __m512i q[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(load_int(acc + 16 * v), multiplier[v]), most));
-      }
-      const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
-      __m512i second = first;
-      if constexpr (kVectors == 4) second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
-      __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
-      codes = _mm512_min_epu8(_mm512_max_epu8(codes, low), high);
-      if constexpr (kVectors == 4) {
-        _mm512_storeu_si512(y, codes);
-      } else {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(codes));
-      }
-    }
-  }
-
-  static int64_t finish_codes(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
-                              int64_t channel, uint8_t* y, int64_t y_stride) {
-    int64_t c = 0;
-    for (; c + 64 <= channels; c += 64) finish_packed<4>(acc + c, acc_stride, rows, e, channel + c, y + c, y_stride);
-    if (c + 32 <= channels) {
-      finish_packed<2>(acc + c, acc_stride, rows, e, channel + c, y + c, y_stride);
-      c += 32;
-    }
-    return c;
+  template <class At>
+  static bool finish_codes(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
+                           int64_t channel, uint8_t* y, At at) {
+    finish_all_packed(acc, acc_stride, rows, channels, e, channel, y, at);
+    return true;
   }
 };
 
@@ -94,8 +62,8 @@ struct Lanes {
 // A tile keeps kTileRows * kTileVectors accumulators in registers; 24 of them, 4 weights and a broadcast fill 29 of 32.
 // Nothing else may happen in this function: an epilogue here once made the compiler spill, at 2.2 x the time.
 template <int kTileRows, int kTileVectors>
-static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments, int64_t units,
-                 const uint8_t* weights, const int32_t* init, int32_t* acc) {
+static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                 const int32_t* init, int32_t* acc) {
   __m512i sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {
@@ -103,14 +71,15 @@ static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset,
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) sum[r][v] = start;
   }
-  for (int64_t segment = 0; segment < segments; ++segment, pointers += stride) {
+  for (const Segment* segment = depth.segments; segment != depth.segments + depth.count; ++segment) {
     const uint8_t* x[kTileRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + offset;
-    for (int64_t unit = 0; unit < units; ++unit, weights += 64 * kTileVectors) {
+    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + (group + segment->offset);
+    const uint8_t* at = weights + segment->unit * (64 * kTileVectors);
+    for (int64_t unit = 0; unit < depth.units; ++unit, at += 64 * kTileVectors) {
       __m512i w[kTileVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kTileVectors; ++v) w[v] = _mm512_load_si512(weights + 64 * v);
+      for (int v = 0; v < kTileVectors; ++v) w[v] = _mm512_load_si512(at + 64 * v);
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
         int32_t codes;

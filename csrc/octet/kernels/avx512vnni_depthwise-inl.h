@@ -112,8 +112,8 @@ static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, con
       for (int64_t first = 0; first < s.out[2]; first += kColumns) {
         const int64_t last = std::min(s.out[2], first + kColumns);
         row_function(reader, first, last, s.padding[2], weights.codes.as<int8_t>() + block * 384, &init[c], acc);
-        finish(acc, 32, static_cast<int>(last - first), exist, epilogue, c, y, (row * s.out[2] + first) * channels,
-               channels);
+        finish(acc, 32, static_cast<int>(last - first), exist, epilogue, c, y,
+               [=, &s](int i) { return (row * s.out[2] + first + i) * channels; });
       }
     }
   });

@@ -59,7 +59,8 @@ static void depthwise_run(const PackedWeights& weights, const ConvShape& s, cons
           Depthwise::accumulate(&pointers[i], kBlock, groups, c, exist, w, padded * Depthwise::kTaps, &init[c],
                                 acc + i * kStep);
         }
-        finish(acc, kStep, static_cast<int>(count), exist, epilogue, c, y, first * channels, channels);
+        finish(acc, kStep, static_cast<int>(count), exist, epilogue, c, y,
+               [=](int i) { return (first + i) * channels; });
       }
     }
   });

@@ -1,7 +1,9 @@
 // The convolution's epilogue: rules 6 and 10. Included inside an ISA's namespace and target region, behind a struct
 // Lanes: a vector of kCount floats and the few things done with it. Loads and stores touch the first n elements;
-// load_int may read all. Lanes::finish_codes may do any first part of the channels in a better way where codes are
-// stored and nothing is added; it returns how many it did.
+// load_int may read all. Lanes::finish_codes may store the codes in a better way; it returns whether it did.
+//
+// acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel`
+// on. The first output channel of pixel `row` lies at y[at(row)].
 
 struct Residual {
   const uint8_t* codes;
@@ -18,9 +20,9 @@ static inline Lanes::Float finish_vector(const int32_t* acc, Lanes::Float multip
   return Lanes::clamp(Lanes::add(Lanes::mul(Lanes::round(steps), add.conv_ratio), other), add.low, add.high);
 }
 
-template <bool kResidual, bool kCodes>
+template <bool kResidual, bool kCodes, class At>
 static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
-                        int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+                        int64_t channel, const ConvOutput& y, At place) {
   const auto low = Lanes::set(static_cast<float>(e.bounds.lo - e.y_zero_point));
   const auto high = Lanes::set(static_cast<float>(e.bounds.hi - e.y_zero_point));
   const ResidualAdd r = kResidual ? *e.residual : ResidualAdd{};
@@ -36,7 +38,7 @@ static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_
     const int n = static_cast<int>(std::min<int64_t>(Lanes::kCount, channels - c));
     const auto multiplier = Lanes::load(e.multiplier + channel + c, n);
     for (int row = 0; row < rows; ++row) {
-      const int64_t at = pixel + row * pixel_stride + channel + c;
+      const int64_t at = place(row) + channel + c;
       const auto steps = finish_vector<kResidual>(acc + row * acc_stride + c, multiplier, low, high, add, at, n);
       if constexpr (kCodes) {
         Lanes::store_codes(y.codes + at, steps, zero_point, n);
@@ -47,34 +49,26 @@ static void finish_tile(const int32_t* acc, int64_t acc_stride, int rows, int64_
   }
 }
 
+template <class At>
 static void finish_sums(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const float* multiplier,
-                        float* y, int64_t pixel_stride) {
+                        float* y, At at) {
   for (int64_t c = 0; c < channels; c += Lanes::kCount) {
     const int n = static_cast<int>(std::min<int64_t>(Lanes::kCount, channels - c));
     const auto factor = Lanes::load(multiplier + c, n);
     for (int row = 0; row < rows; ++row) {
-      Lanes::store(y + row * pixel_stride + c, Lanes::mul(Lanes::load_int(acc + row * acc_stride + c), factor), n);
+      Lanes::store(y + at(row) + c, Lanes::mul(Lanes::load_int(acc + row * acc_stride + c), factor), n);
     }
   }
 }
 
-// acc: `rows` pixels of `channels` accumulators, bias included, acc_stride apart, of the output channels from `channel`
-// on. The first channel of the first pixel lies at y[pixel].
+template <class At>
 static void finish(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
-                   int64_t channel, const ConvOutput& y, int64_t pixel, int64_t pixel_stride) {
+                   int64_t channel, const ConvOutput& y, At at) {
   if (y.sums) {
-    return finish_sums(acc, acc_stride, rows, channels, e.multiplier + channel, y.floats + pixel + channel,
-                       pixel_stride);
+    return finish_sums(acc, acc_stride, rows, channels, e.multiplier + channel, y.floats + channel, at);
   }
-  if (y.codes && !e.residual) {
-    const int64_t done =
-        Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes + pixel + channel, pixel_stride);
-    acc += done;
-    channel += done;
-    channels -= done;
-    if (channels == 0) return;
-  }
-  const auto tile = e.residual ? (y.codes ? finish_tile<true, true> : finish_tile<true, false>)
-                               : (y.codes ? finish_tile<false, true> : finish_tile<false, false>);
-  tile(acc, acc_stride, rows, channels, e, channel, y, pixel, pixel_stride);
+  if (y.codes && Lanes::finish_codes(acc, acc_stride, rows, channels, e, channel, y.codes, at)) return;
+  const auto tile = e.residual ? (y.codes ? finish_tile<true, true, At> : finish_tile<true, false, At>)
+                               : (y.codes ? finish_tile<false, true, At> : finish_tile<false, false, At>);
+  tile(acc, acc_stride, rows, channels, e, channel, y, at);
 }

@@ -29,8 +29,9 @@ struct Lanes {
     *p = static_cast<uint8_t>(static_cast<int32_t>(round_small(x)) + zero_point);
   }
 
-  static int64_t finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, int64_t) {
-    return 0;
+  template <class At>
+  static bool finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, At) {
+    return false;
   }
 };
 
@@ -85,7 +86,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
         const int16_t* w = weights.codes.as<int16_t>() + t * channels * outputs;
         if (pointers[t]) add_tap(shape, pointers[t], epilogue.x_zero_point, w, acc.data());
       }
-      finish(acc.data(), outputs, 1, outputs, epilogue, 0, y, pixel * outputs, outputs);
+      finish(acc.data(), outputs, 1, outputs, epilogue, 0, y, [=](int) { return pixel * outputs; });
     }
   });
 }

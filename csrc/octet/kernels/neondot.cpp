@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -60,8 +61,9 @@ struct Lanes {
     n == 4 ? std::memcpy(p, part, 4) : std::memcpy(p, part, n);
   }
 
-  static int64_t finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, int64_t) {
-    return 0;
+  template <class At>
+  static bool finish_codes(const int32_t*, int64_t, int, int64_t, const ConvEpilogue&, int64_t, uint8_t*, At) {
+    return false;
   }
 };
 
@@ -69,22 +71,23 @@ struct Lanes {
 
 // 6 x 4 accumulators, 4 weights and a broadcast fill 29 of 32 registers.
 template <int kTileRows, int kTileVectors>
-static void tile(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments, int64_t units,
-                 const uint8_t* weights, const int32_t* init, int32_t* acc) {
+static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                 const int32_t* init, int32_t* acc) {
   int32x4_t sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) sum[r][v] = vld1q_s32(init + 4 * v);
   }
-  for (int64_t segment = 0; segment < segments; ++segment, pointers += stride) {
+  for (const Segment* segment = depth.segments; segment != depth.segments + depth.count; ++segment) {
     const uint8_t* x[kTileRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + offset;
-    for (int64_t unit = 0; unit < units; ++unit, weights += 16 * kTileVectors) {
+    for (int r = 0; r < kTileRows; ++r) x[r] = pointers[r] + (group + segment->offset);
+    const uint8_t* at = weights + segment->unit * (16 * kTileVectors);
+    for (int64_t unit = 0; unit < depth.units; ++unit, at += 16 * kTileVectors) {
       int8x16_t w[kTileVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kTileVectors; ++v) w[v] = vld1q_s8(reinterpret_cast<const int8_t*>(weights) + 16 * v);
+      for (int v = 0; v < kTileVectors; ++v) w[v] = vld1q_s8(reinterpret_cast<const int8_t*>(at) + 16 * v);
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
         int32_t codes;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "octet/kernels/conv.h"
@@ -21,6 +22,57 @@ inline InsideColumns inside_columns(const ConvShape& s, int64_t kw) {
   const int64_t end = shift < s.in[2] ? (s.in[2] - 1 - shift) / stride + 1 : 0;
   return {std::min(begin, s.out[2]), std::min(end, s.out[2])};
 }
+
+// Neighbouring output positions of one axis of which the same taps lie inside of x.
+struct Interval {
+  int64_t begin, end;           // outputs
+  int64_t first_tap, last_tap;  // [first_tap, last_tap)
+  int64_t taps() const { return last_tap - first_tap; }
+};
+
+// An axis cut into its intervals: at most kMost, which every kernel of up to 2 * padding + 1 = kMost taps keeps.
+class Intervals {
+ public:
+  static constexpr int kMost = 7;
+
+  Intervals(const ConvShape& s, int axis) {
+    const int64_t kernel = s.kernel[axis], dilation = s.dilation[axis], stride = s.stride[axis];
+    // The last output whose last tap is inside.
+    const int64_t inner = (s.in[axis] - 1 - (kernel - 1) * dilation + s.padding[axis]) / stride;
+    for (int64_t o = 0; o < s.out[axis] && complete_; ++o) {
+      const int64_t at = o * stride - s.padding[axis], room = s.in[axis] - at;  // tap t reads at + t * dilation
+      const int64_t first = at < 0 ? std::min(kernel, (-at + dilation - 1) / dilation) : 0;
+      const int64_t last = room > 0 ? std::clamp((room + dilation - 1) / dilation, first, kernel) : first;
+      const int64_t begin = o;
+      if (last - first == kernel) o = std::min(inner, s.out[axis] - 1);
+      append({begin, o + 1, first, last});
+    }
+  }
+
+  bool complete() const { return complete_; }  // false: there are more than kMost
+  int size() const { return size_; }
+  const Interval& operator[](int i) const { return all_[i]; }
+  int of(int64_t output) const {
+    int i = 0;
+    while (output >= all_[i].end) ++i;
+    return i;
+  }
+
+ private:
+  void append(const Interval& next) {
+    if (size_ > 0 && all_[size_ - 1].first_tap == next.first_tap && all_[size_ - 1].last_tap == next.last_tap) {
+      all_[size_ - 1].end = next.end;
+    } else if (size_ < kMost) {
+      all_[size_++] = next;
+    } else {
+      complete_ = false;
+    }
+  }
+
+  std::array<Interval, kMost> all_{};
+  int size_ = 0;
+  bool complete_ = true;
+};
 
 // pointers[tap * stride + i]: the channels of the input position that this tap of output pixel first + i reads (pixels
 // are counted over the whole batch), or `outside` where that is padding.

@@ -8,10 +8,23 @@
 
 namespace octet::kernels {
 
-// Accumulators of `rows` pixels: acc[r][lane] = init[lane] + sum over depth. Row r reads, in segment s, units * 4 bytes
-// from pointers[s * stride + r] + offset.
-using TileFunction = void (*)(const uint8_t* const* pointers, int64_t stride, int64_t offset, int64_t segments,
-                              int64_t units, const uint8_t* weights, const int32_t* init, int32_t* acc);
+// A stretch of the depth that lies contiguously in memory.
+struct Segment {
+  int64_t offset;  // bytes from a pixel's pointer
+  int64_t unit;    // where its weights begin in the panel
+};
+
+// What pixels that read alike multiply with.
+struct Depth {
+  const Segment* segments;
+  int64_t count;
+  int64_t units;  // of each segment
+};
+
+// Accumulators of `rows` pixels: acc[r][lane] = init[lane] + sum over depth. Row r reads, in each segment, units * 4
+// bytes from pointers[r] + group + the segment's offset.
+using TileFunction = void (*)(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                              const int32_t* init, int32_t* acc);
 
 // Tiles::tile<rows, vectors> for rows in [1, Tiles::kRows[vectors]]; table[vectors][rows].
 template <class Tiles, int kVectors, int kMaxRows>

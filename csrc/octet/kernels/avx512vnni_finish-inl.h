@@ -1,0 +1,107 @@
+// The epilogue of AVX-512 where codes are stored, 64 accumulators at once: saturating packs clamp on the way, which
+// leaves four operations for a vector instead of eight. The float only has to stay below the integers' end; beyond the
+// other end the conversion gives the smallest integer. Included inside the namespace and target region of AVX-512 VNNI.
+
+template <bool kResidual>
+class PackedFinish {
+ public:
+  PackedFinish(const ConvEpilogue& e, uint8_t* y)
+      : e_(e),
+        add_(kResidual ? *e.residual : ResidualAdd{}),
+        y_(y),
+        zero_point_(_mm512_set1_epi16(static_cast<int16_t>(kResidual ? add_.y_zero_point : e.y_zero_point))),
+        low_(_mm512_set1_epi8(static_cast<char>(bounds().lo))),
+        high_(_mm512_set1_epi8(static_cast<char>(bounds().hi))) {}
+
+  // kVectors vectors of a pixel, so 4 / kVectors pixels at once; `exists` masks the channels of the last vector, of
+  // which there may be fewer only if there is one.
+  template <int kVectors, class At>
+  void run(const int32_t* acc, int64_t acc_stride, int rows, int64_t channel, __mmask16 exists, At at) const {
+    constexpr int kPixels = 4 / kVectors;
+    __m512 multiplier[kVectors];
+    for (int v = 0; v < kVectors; ++v) multiplier[v] = _mm512_maskz_loadu_ps(exists, e_.multiplier + channel + 16 * v);
+    for (int row = 0; row < rows; row += kPixels) {
+      int64_t place[kPixels];
+      __m512i q[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const int r = std::min(row + v / kVectors, rows - 1), part = v % kVectors * 16;
+        if (part == 0) place[v / kVectors] = at(r) + channel;
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc + r * acc_stride + part));
+        q[v] = steps(_mm512_mul_ps(sum, multiplier[part / 16]), place[v / kVectors] + part, exists);
+      }
+      const __m512i codes = pack(q);
+      if constexpr (kVectors == 4) {
+        _mm512_storeu_si512(y_ + place[0], codes);
+      } else if constexpr (kVectors == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y_ + place[0]), _mm512_castsi512_si256(codes));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y_ + place[1]), _mm512_extracti64x4_epi64(codes, 1));
+      } else {
+        store(_mm512_castsi512_si128(codes), place[0], exists);
+        store(_mm512_extracti32x4_epi32(codes, 1), place[1], exists);
+        store(_mm512_extracti32x4_epi32(codes, 2), place[2], exists);
+        store(_mm512_extracti32x4_epi32(codes, 3), place[3], exists);
+      }
+    }
+  }
+
+ private:
+  const CodeBounds& bounds() const { return kResidual ? add_.bounds : e_.bounds; }
+
+  // From a product of rule 6 to the result's code less its zero point, not yet clamped.
+  __m512i steps(__m512 product, int64_t at, __mmask16 exists) const {
+    if constexpr (kResidual) {
+      const __m512 low = _mm512_set1_ps(static_cast<float>(e_.bounds.lo - e_.y_zero_point));
+      const __m512 high = _mm512_set1_ps(static_cast<float>(e_.bounds.hi - e_.y_zero_point));
+      const __m512 mine = _mm512_roundscale_ps(_mm512_min_ps(_mm512_max_ps(product, low), high), 0);
+      const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(exists, add_.codes + at));
+      const __m512 other = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(add_.zero_point)));
+      product = _mm512_add_ps(_mm512_mul_ps(mine, _mm512_set1_ps(add_.conv_ratio)),
+                              _mm512_mul_ps(other, _mm512_set1_ps(add_.ratio)));
+    }
+    return _mm512_cvtps_epi32(_mm512_min_ps(product, _mm512_set1_ps(32767.0f)));
+  }
+
+  __m512i pack(const __m512i (&q)[4]) const {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point_);
+    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point_);
+    const __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+    return _mm512_min_epu8(_mm512_max_epu8(codes, low_), high_);
+  }
+
+  void store(__m128i codes, int64_t at, __mmask16 exists) const {
+    if (exists == 0xffff) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y_ + at), codes);
+    _mm_mask_storeu_epi8(y_ + at, exists, codes);
+  }
+
+  const ConvEpilogue& e_;
+  const ResidualAdd add_;
+  uint8_t* y_;
+  __m512i zero_point_, low_, high_;
+};
+
+template <bool kResidual, class At>
+static void finish_packed(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
+                          int64_t channel, uint8_t* y, At at) {
+  const PackedFinish<kResidual> finish(e, y);
+  int64_t c = 0;
+  for (; c + 64 <= channels; c += 64) {
+    finish.template run<4>(acc + c, acc_stride, rows, channel + c, 0xffff, at);
+  }
+  if (c + 32 <= channels) {
+    finish.template run<2>(acc + c, acc_stride, rows, channel + c, 0xffff, at);
+    c += 32;
+  }
+  for (; c < channels; c += 16) {
+    const auto exists = static_cast<__mmask16>(channels - c < 16 ? (1u << (channels - c)) - 1 : 0xffff);
+    finish.template run<1>(acc + c, acc_stride, rows, channel + c, exists, at);
+  }
+}
+
+template <class At>
+static void finish_all_packed(const int32_t* acc, int64_t acc_stride, int rows, int64_t channels, const ConvEpilogue& e,
+                              int64_t channel, uint8_t* y, At at) {
+  const auto finish = e.residual ? finish_packed<true, At> : finish_packed<false, At>;
+  finish(acc, acc_stride, rows, channels, e, channel, y, at);
+}
