@@ -12,6 +12,10 @@ if(NOT Torch_DIR AND NOT TARGET torch)
 endif()
 find_package(Torch REQUIRED)
 
+# Torch's parallel loops are inline functions: they use threads only where they are compiled with OpenMP, as Torch is on
+# Linux and Windows. Torch's own runtime library serves both.
+find_package(OpenMP COMPONENTS CXX)
+
 find_package(fmt QUIET)
 if(NOT fmt_FOUND)
   FetchContent_Declare(fmt GIT_REPOSITORY https://github.com/fmtlib/fmt GIT_TAG 10.2.1 SYSTEM)

@@ -63,3 +63,18 @@ def test_kernel_names_end_with_their_instruction_set():
     assert {row.isa for row in rows} == set(cpu.available())
     assert all(row.name.endswith("__" + row.isa) for row in rows)
     assert {"conv", "rows"} <= {row.family for row in rows}
+
+
+def test_ops_use_torchs_threads():
+    """Torch's loops are serial, silently, in a library that was compiled without its threads."""
+    code = """
+import os, torch, octet
+torch.set_num_threads(3)
+x = torch.empty(1 << 20)
+before = len(os.listdir("/proc/self/task"))
+octet.ops.min_max(x)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(result.stdout) == 2

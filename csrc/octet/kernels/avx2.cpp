@@ -76,7 +76,7 @@ struct Lanes {
 // 6 x 2 accumulators, 2 weights, a broadcast and a product fill 16 registers.
 template <int kTileRows, int kTileVectors>
 static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
-                 const int32_t* init, int32_t* acc) {
+                 int64_t /*ahead*/, const int32_t* init, int32_t* acc) {
   __m256i sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {

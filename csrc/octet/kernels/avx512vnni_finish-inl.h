@@ -18,8 +18,10 @@ class PackedFinish {
   template <int kVectors, class At>
   void run(const int32_t* acc, int64_t acc_stride, int rows, int64_t channel, __mmask16 exists, At at) const {
     constexpr int kPixels = 4 / kVectors;
+    const PackedFinish self = *this;  // in registers: the codes that are stored might be any other object's bytes
     __m512 multiplier[kVectors];
-    for (int v = 0; v < kVectors; ++v) multiplier[v] = _mm512_maskz_loadu_ps(exists, e_.multiplier + channel + 16 * v);
+    for (int v = 0; v < kVectors; ++v)
+      multiplier[v] = _mm512_maskz_loadu_ps(exists, self.e_.multiplier + channel + 16 * v);
     for (int row = 0; row < rows; row += kPixels) {
       int64_t place[kPixels];
       __m512i q[4];
@@ -28,19 +30,19 @@ class PackedFinish {
         const int r = std::min(row + v / kVectors, rows - 1), part = v % kVectors * 16;
         if (part == 0) place[v / kVectors] = at(r) + channel;
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc + r * acc_stride + part));
-        q[v] = steps(_mm512_mul_ps(sum, multiplier[part / 16]), place[v / kVectors] + part, exists);
+        q[v] = self.steps(_mm512_mul_ps(sum, multiplier[part / 16]), place[v / kVectors] + part, exists);
       }
-      const __m512i codes = pack(q);
+      const __m512i codes = self.pack(q);
       if constexpr (kVectors == 4) {
-        _mm512_storeu_si512(y_ + place[0], codes);
+        _mm512_storeu_si512(self.y_ + place[0], codes);
       } else if constexpr (kVectors == 2) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y_ + place[0]), _mm512_castsi512_si256(codes));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y_ + place[1]), _mm512_extracti64x4_epi64(codes, 1));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(self.y_ + place[0]), _mm512_castsi512_si256(codes));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(self.y_ + place[1]), _mm512_extracti64x4_epi64(codes, 1));
       } else {
-        store(_mm512_castsi512_si128(codes), place[0], exists);
-        store(_mm512_extracti32x4_epi32(codes, 1), place[1], exists);
-        store(_mm512_extracti32x4_epi32(codes, 2), place[2], exists);
-        store(_mm512_extracti32x4_epi32(codes, 3), place[3], exists);
+        self.store(_mm512_castsi512_si128(codes), place[0], exists);
+        self.store(_mm512_extracti32x4_epi32(codes, 1), place[1], exists);
+        self.store(_mm512_extracti32x4_epi32(codes, 2), place[2], exists);
+        self.store(_mm512_extracti32x4_epi32(codes, 3), place[3], exists);
       }
     }
   }
@@ -49,7 +51,7 @@ class PackedFinish {
   const CodeBounds& bounds() const { return kResidual ? add_.bounds : e_.bounds; }
 
   // From a product of rule 6 to the result's code less its zero point, not yet clamped.
-  __m512i steps(__m512 product, int64_t at, __mmask16 exists) const {
+  [[gnu::always_inline]] inline __m512i steps(__m512 product, int64_t at, __mmask16 exists) const {
     if constexpr (kResidual) {
       const __m512 low = _mm512_set1_ps(static_cast<float>(e_.bounds.lo - e_.y_zero_point));
       const __m512 high = _mm512_set1_ps(static_cast<float>(e_.bounds.hi - e_.y_zero_point));
@@ -62,7 +64,7 @@ class PackedFinish {
     return _mm512_cvtps_epi32(_mm512_min_ps(product, _mm512_set1_ps(32767.0f)));
   }
 
-  __m512i pack(const __m512i (&q)[4]) const {
+  [[gnu::always_inline]] inline __m512i pack(const __m512i (&q)[4]) const {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point_);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point_);
@@ -70,13 +72,13 @@ class PackedFinish {
     return _mm512_min_epu8(_mm512_max_epu8(codes, low_), high_);
   }
 
-  void store(__m128i codes, int64_t at, __mmask16 exists) const {
+  [[gnu::always_inline]] inline void store(__m128i codes, int64_t at, __mmask16 exists) const {
     if (exists == 0xffff) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y_ + at), codes);
     _mm_mask_storeu_epi8(y_ + at, exists, codes);
   }
 
-  const ConvEpilogue& e_;
-  const ResidualAdd add_;
+  ConvEpilogue e_;
+  ResidualAdd add_;
   uint8_t* y_;
   __m512i zero_point_, low_, high_;
 };

@@ -14,6 +14,8 @@
 
 constexpr auto kTiles = TileTable<Engine, Engine::kVectors, Engine::kMaxRows>::kTable;
 constexpr int64_t kPanel = Engine::kLanes * Engine::kVectors;
+constexpr int64_t kFinished = 1536;  // accumulators: a quarter of the first-level cache at most
+static_assert(kFinished >= Engine::kMaxRows * kPanel);
 constexpr int64_t kMergedChannels = 16;  // up to which, if they fill no units, taps are copied side by side
 
 static constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -102,16 +104,23 @@ static void run_tiles(const Job& job, const Block& block, const Block::Run& run,
   const int64_t offset = group * (Engine::kCopied ? plan.units * 4 : job.shape.in_per_group());
   const auto vectors = static_cast<int>(lanes / Engine::kLanes);
   const uint8_t* weights = job.weights.codes.as<uint8_t>() + at * plan.depth_bytes();
+  // The next panel's weights, while this one's tiles run: a fresh panel comes from the third-level cache or memory.
+  const int64_t next = panel + lanes < plan.group_lanes ? lanes * plan.depth_bytes() : 0;
   const PixelKind& kind = job.reads.kind(run.kind);
   const int64_t pixels = run.end - run.begin, tiles = ceil_div(pixels, Engine::kRows[vectors]);
   const int64_t height = pixels / tiles, higher = pixels % tiles;
-  alignas(64) int32_t acc[Engine::kMaxRows * kPanel];
-  for (int64_t tile = 0, i = run.begin; tile < tiles; ++tile) {
-    const auto rows = static_cast<int>(height + (tile < higher ? 1 : 0));
-    kTiles[vectors][rows](block.pointers() + i, offset, kind.depth, weights, kind.init + at, acc);
-    finish(acc, lanes, rows, outputs, job.epilogue, channel, job.y,
-           [to = block.outputs() + i, step = job.shape.out_channels](int row) { return to[row] * step; });
-    i += rows;
+  alignas(64) int32_t acc[kFinished];
+  for (int64_t tile = 0, i = run.begin; tile < tiles;) {
+    int done = 0;  // short tiles are finished several at a time
+    for (; tile < tiles && (done + Engine::kRows[vectors]) * lanes <= kFinished; ++tile) {
+      const auto rows = static_cast<int>(height + (tile < higher ? 1 : 0));
+      kTiles[vectors][rows](block.pointers() + i + done, offset, kind.depth, weights, next + tile % 4 * 64,
+                            kind.init + at, acc + done * lanes);
+      done += rows;
+    }
+    finish(acc, lanes, done, outputs, job.epilogue, channel, job.y,
+           [to = block.places() + i](int row) { return to[row]; });
+    i += done;
   }
 }
 

@@ -141,7 +141,7 @@ class Block {
 
   Block(const ConvShape& shape, const Plan& plan, const Reads& reads, const uint8_t* x, int32_t zero_point,
         int64_t pixels)
-      : shape_(shape), plan_(plan), reads_(reads), x_(x), zero_point_(zero_point), pointers_(pixels), outputs_(pixels) {
+      : shape_(shape), plan_(plan), reads_(reads), x_(x), zero_point_(zero_point), pointers_(pixels), places_(pixels) {
     runs_.reserve(reads.kinds());
     if (reads.in_place()) return;
     if (Engine::kCopied) {
@@ -163,7 +163,7 @@ class Block {
     runs_.clear();
     if (reads_.in_place()) return point_into_x();
     runs_.push_back({0, 0, pixels});
-    std::iota(outputs_.begin(), outputs_.begin() + pixels, first);
+    for (int64_t i = 0; i < pixels; ++i) places_[i] = (first + i) * shape_.out_channels;
     if constexpr (Engine::kCopied) {
       gather_taps(shape_, x_, first, pixels, outside_.data(), taps_.data(), pixels);
       for (int64_t i = 0; i < pixels; ++i) copy_pixel(i);
@@ -174,7 +174,7 @@ class Block {
 
   std::span<const Run> runs() const { return runs_; }
   const uint8_t* const* pointers() const { return pointers_.data(); }
-  const int64_t* outputs() const { return outputs_.data(); }
+  const int64_t* places() const { return places_.data(); }  // of the outputs, in y
 
  private:
   // Calls body(kind, pixel, count, where in x the first window begins) for stretches of pixels of one kind.
@@ -216,7 +216,7 @@ class Block {
       const uint8_t* at = kind.depth.count > 0 ? x_ + (window + kind.origin) : x_;
       for (int64_t i = 0, to = next[k]; i < count; ++i, ++to) {
         pointers_[to] = at + i * step;
-        outputs_[to] = pixel + i;
+        places_[to] = (pixel + i) * shape_.out_channels;
       }
       next[k] += count;
     });
@@ -309,7 +309,7 @@ class Block {
   int32_t zero_point_;
   int64_t first_ = 0, pixels_ = 0;
   std::vector<const uint8_t*> pointers_, taps_;
-  std::vector<int64_t> outputs_;
+  std::vector<int64_t> places_;
   std::vector<Run> runs_;
   int64_t row_bytes_ = 0, merged_bytes_ = 0;
   AlignedBytes copy_, merged_;

@@ -59,8 +59,8 @@ struct RowKernels {
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   void (*add)(const uint8_t* a, const uint8_t* b, int64_t n, const AddParams& params, uint8_t* y);
   void (*mul)(const uint8_t* a, const uint8_t* b, int64_t n, const MulParams& params, uint8_t* y);
-  void (*max_codes)(const uint8_t* x, int64_t n, uint8_t* y);    // y = max(y, x)
-  void (*sum_codes)(const uint8_t* x, int64_t n, int32_t* sum);  // sum += x
+  void (*max_codes)(const uint8_t* const* x, int64_t count, int64_t n, uint8_t* y);  // of `count` rows
+  void (*sum_codes)(const uint8_t* const* x, int64_t count, int64_t n, int32_t* y);
   void (*requantize)(const int32_t* acc, int64_t n, int32_t offset, float multiplier, int32_t zero_point,
                      CodeBounds bounds, uint8_t* y);  // of acc + offset
 };

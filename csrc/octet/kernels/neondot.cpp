@@ -72,7 +72,7 @@ struct Lanes {
 // 6 x 4 accumulators, 4 weights and a broadcast fill 29 of 32 registers.
 template <int kTileRows, int kTileVectors>
 static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
-                 const int32_t* init, int32_t* acc) {
+                 int64_t /*ahead*/, const int32_t* init, int32_t* acc) {
   int32x4_t sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {

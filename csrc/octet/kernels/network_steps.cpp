@@ -306,11 +306,11 @@ Value bind_average_tail(const Value& x, const PoolShape& shape, WordReader& word
   params.y_zero_point = words.next_code();
   params.bounds = words.next_bounds();
   params.divisor = words.next_int32();
-  return builder.emit({x.buffer}, pooled_type(x, shape, "avg_pool"), [=, x = x.buffer](int y) {
-    return [=](Memory memory, ParallelFor parallel) {
-      average_pool(codes_in(memory, x), shape, params, codes_out(memory, y), parallel);
-    };
-  });
+  return builder.emit(
+      {x.buffer}, pooled_type(x, shape, "avg_pool"), [=, x = x.buffer, pool = AveragePool(shape, params)](int y) {
+        return
+            [=](Memory memory, ParallelFor parallel) { pool.run(codes_in(memory, x), codes_out(memory, y), parallel); };
+      });
 }
 
 // x, spatial_rank, kernel, stride, padding, ceil_mode, count_include_pad, tail

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "octet/core/requantize.h"
@@ -52,8 +53,29 @@ struct AveragePoolParams {
 
 // Rule 8: the sum of q - x_zero_point, requantized by the tie-free multiplier of x_scale / (y_scale * divisor). Where
 // the largest window's would be below 1/4095, in two stages: first along the width onto the output grid, [0, 255], then
-// the rest.
-void average_pool(const uint8_t* x, const PoolShape& shape, const AveragePoolParams& params, uint8_t* y,
-                  ParallelFor parallel);
+// the rest. Finding multipliers takes longer than many a pool, so it is done once.
+class AveragePool {
+ public:
+  AveragePool(const PoolShape& shape, const AveragePoolParams& params);
+  void run(const uint8_t* x, uint8_t* y, ParallelFor parallel) const;
+
+ private:
+  struct Stage {
+    PoolShape shape;
+    AveragePoolParams params;
+    bool fixed;                            // one divisor for all windows
+    std::map<int64_t, float> multipliers;  // by window_count; the fixed one at 0
+  };
+
+  void add_stage(const PoolShape& shape, const AveragePoolParams& params, double divisor);
+  static void run_stage(const Stage& stage, const uint8_t* x, uint8_t* y, ParallelFor parallel);
+
+  std::vector<Stage> stages_;
+};
+
+inline void average_pool(const uint8_t* x, const PoolShape& shape, const AveragePoolParams& params, uint8_t* y,
+                         ParallelFor parallel) {
+  AveragePool(shape, params).run(x, y, parallel);
+}
 
 }  // namespace octet::kernels

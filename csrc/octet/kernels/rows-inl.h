@@ -157,12 +157,44 @@ static void mul_row(const uint8_t* a, const uint8_t* b, int64_t n, const MulPara
   }
 }
 
-static void max_codes_row(const uint8_t* __restrict x, int64_t n, uint8_t* __restrict y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = x[i] > y[i] ? x[i] : y[i];
+// Vectors of any machine: the compiler cuts them to its own. A local array in their place ends up in memory.
+using Bytes64 [[gnu::vector_size(64)]] = uint8_t;
+using Bytes16 [[gnu::vector_size(16)]] = uint8_t;
+using Ints16 [[gnu::vector_size(64)]] = int32_t;
+
+template <class Bytes>
+static inline void max_codes_at(const uint8_t* const* x, int64_t count, int64_t at, uint8_t* y) {
+  Bytes most{};
+  for (int64_t i = 0; i < count; ++i) {
+    Bytes next;
+    std::memcpy(&next, x[i] + at, sizeof next);
+    most = next > most ? next : most;
+  }
+  std::memcpy(y + at, &most, sizeof most);
 }
 
-static void sum_codes_row(const uint8_t* __restrict x, int64_t n, int32_t* __restrict sum) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
+static void max_codes_row(const uint8_t* const* x, int64_t count, int64_t n, uint8_t* y) {
+  int64_t at = 0;
+  for (; at + 64 <= n; at += 64) max_codes_at<Bytes64>(x, count, at, y);
+  for (; at + 16 <= n; at += 16) max_codes_at<Bytes16>(x, count, at, y);
+  for (; at < n; ++at) max_codes_at<uint8_t>(x, count, at, y);
+}
+
+static void sum_codes_row(const uint8_t* const* x, int64_t count, int64_t n, int32_t* y) {
+  int64_t at = 0;
+  for (; at + 16 <= n; at += 16) {
+    Ints16 sum{};
+    for (int64_t i = 0; i < count; ++i) {
+      Bytes16 next;
+      std::memcpy(&next, x[i] + at, sizeof next);
+      sum += __builtin_convertvector(next, Ints16);
+    }
+    std::memcpy(y + at, &sum, sizeof sum);
+  }
+  for (; at < n; ++at) {
+    y[at] = 0;
+    for (int64_t i = 0; i < count; ++i) y[at] += x[i][at];
+  }
 }
 
 static void requantize_row(const int32_t* __restrict acc, int64_t n, int32_t offset, float multiplier,

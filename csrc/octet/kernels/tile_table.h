@@ -22,9 +22,10 @@ struct Depth {
 };
 
 // Accumulators of `rows` pixels: acc[r][lane] = init[lane] + sum over depth. Row r reads, in each segment, units * 4
-// bytes from pointers[r] + group + the segment's offset.
+// bytes from pointers[r] + group + the segment's offset. What lies `ahead` bytes behind the weights will be wanted
+// soon: of every unit one cache line may be fetched.
 using TileFunction = void (*)(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
-                              const int32_t* init, int32_t* acc);
+                              int64_t ahead, const int32_t* init, int32_t* acc);
 
 // Tiles::tile<rows, vectors> for rows in [1, Tiles::kRows[vectors]]; table[vectors][rows].
 template <class Tiles, int kVectors, int kMaxRows>
