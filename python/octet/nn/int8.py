@@ -216,6 +216,9 @@ class _Pool(nn.Module):
         hi: int,
     ) -> None:
         super().__init__()
+        self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
+        self.ceil_mode, self.count_include_pad = pool.ceil_mode, pool.count_include_pad
+        self.divisor_override, self.output_size = pool.divisor_override, pool.output_size
         self.x_scale, self.x_zero_point = x_scale, x_zero_point
         self.y_scale, self.y_zero_point = y_scale, y_zero_point
         self.lo, self.hi = lo, hi
@@ -223,21 +226,6 @@ class _Pool(nn.Module):
 
 class AvgPool(_Pool):
     """Average over windows, in one, two or three dimensions: rule 8."""
-
-    def __init__(
-        self,
-        pool: PoolGeometry,
-        x_scale: float,
-        x_zero_point: int,
-        y_scale: float,
-        y_zero_point: int,
-        lo: int,
-        hi: int,
-    ) -> None:
-        super().__init__(pool, x_scale, x_zero_point, y_scale, y_zero_point, lo, hi)
-        self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
-        self.ceil_mode, self.count_include_pad = pool.ceil_mode, pool.count_include_pad
-        self.divisor_override = pool.divisor_override
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.int8_avg_pool(
@@ -259,19 +247,6 @@ class AvgPool(_Pool):
 
 class AdaptiveAvgPool(_Pool):
     """Average to a given size."""
-
-    def __init__(
-        self,
-        pool: PoolGeometry,
-        x_scale: float,
-        x_zero_point: int,
-        y_scale: float,
-        y_zero_point: int,
-        lo: int,
-        hi: int,
-    ) -> None:
-        super().__init__(pool, x_scale, x_zero_point, y_scale, y_zero_point, lo, hi)
-        self.output_size = pool.output_size
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.int8_adaptive_avg_pool(
