@@ -10,7 +10,11 @@ if(NOT Torch_DIR AND NOT TARGET torch)
     list(APPEND CMAKE_PREFIX_PATH ${octet_torch_prefix})
   endif()
 endif()
-find_package(Torch REQUIRED)
+include(OctetTorch)
+octet_find_torch()
+if(NOT Torch_FOUND)
+  message(FATAL_ERROR "octet needs Torch 2.11 to 2.13: name it by Torch_DIR, CMAKE_PREFIX_PATH or Python3_EXECUTABLE")
+endif()
 
 # Torch's parallel loops are inline functions: they use threads only where they are compiled with OpenMP, as Torch is on
 # Linux and Windows. Torch's own runtime library serves both.

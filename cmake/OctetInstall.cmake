@@ -18,7 +18,7 @@ configure_package_config_file(cmake/OctetConfig.cmake.in ${PROJECT_BINARY_DIR}/O
   INSTALL_DESTINATION ${octet_cmake_dir} NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/OctetConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/OctetConfig.cmake ${PROJECT_BINARY_DIR}/OctetConfigVersion.cmake
-  DESTINATION ${octet_cmake_dir})
+  ${PROJECT_SOURCE_DIR}/cmake/OctetTorch.cmake DESTINATION ${octet_cmake_dir})
 
 # The Python package names it where the running Torch is another one.
 file(WRITE ${PROJECT_BINARY_DIR}/torch_version.txt "${Torch_VERSION}\n")

@@ -1,0 +1,33 @@
+# Finds Torch as find_package(Torch) does, and one thing more: a Torch with CUDA also where the whole CUDA toolkit is not.
+# Torch's own package refuses that, although octet and most programs compile no CUDA code; its CPU libraries serve then.
+# Sets Torch_FOUND, Torch_VERSION, TORCH_INSTALL_PREFIX and the target torch.
+macro(octet_find_torch)
+  if(NOT TARGET torch)
+    find_path(OCTET_TORCH_PACKAGE TorchConfig.cmake HINTS ${Torch_DIR} ${ARGN} PATH_SUFFIXES Torch share/cmake/Torch)
+    if(OCTET_TORCH_PACKAGE)
+      cmake_path(ABSOLUTE_PATH OCTET_TORCH_PACKAGE BASE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR} NORMALIZE)
+      cmake_path(SET octet_torch_lib NORMALIZE "${OCTET_TORCH_PACKAGE}/../../../lib")
+      if(EXISTS ${octet_torch_lib}/libtorch_cuda.so)
+        find_package(CUDAToolkit QUIET)
+      endif()
+    endif()
+    if(EXISTS "${octet_torch_lib}/libtorch_cuda.so" AND NOT TARGET CUDA::cublas)
+      octet_import_torch_cpu()
+    else()
+      find_package(Torch QUIET HINTS ${OCTET_TORCH_PACKAGE})
+    endif()
+  endif()
+endmacro()
+
+macro(octet_import_torch_cpu)
+  message(STATUS "octet: Torch has CUDA and the CUDA toolkit is absent or in part: taking Torch's CPU libraries")
+  include(${OCTET_TORCH_PACKAGE}/TorchConfigVersion.cmake)
+  set(Torch_VERSION ${PACKAGE_VERSION})
+  set(Torch_FOUND TRUE)
+  cmake_path(SET TORCH_INSTALL_PREFIX NORMALIZE "${octet_torch_lib}/..")
+  add_library(torch INTERFACE IMPORTED)
+  target_include_directories(torch SYSTEM INTERFACE
+    ${TORCH_INSTALL_PREFIX}/include ${TORCH_INSTALL_PREFIX}/include/torch/csrc/api/include)
+  target_link_libraries(torch INTERFACE ${octet_torch_lib}/libtorch_cpu.so ${octet_torch_lib}/libc10.so)
+  target_compile_definitions(torch INTERFACE USE_DISTRIBUTED USE_C10D_GLOO USE_RPC USE_TENSORPIPE)
+endmacro()
