@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from .errors import RangeError
 from .nn import FakeQuantize
-from .schedule import set_mode
+from .schedule import check_has_grids, set_mode
 
 
 def calibrate(qat: nn.Module, batches: Iterable[Any], progress: bool = True) -> None:
@@ -25,12 +26,18 @@ def calibrate(qat: nn.Module, batches: Iterable[Any], progress: bool = True) -> 
         qat: a prepared model, or any module with `octet.nn` modules.
         batches: inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments each. With a
             data loader that also gives labels, pass `(x for x, _ in loader)`.
-        progress: show a progress bar.
+        progress: show a progress bar (in a terminal).
 
     Raises:
+        TypeError: a model without grids, or batches that do not fit its forward.
         RangeError: no batches, or NaN or inf in an activation; names the first grid that saw it. The ranges are then
             those of the other batches.
     """
+    check_has_grids("calibrate", qat)
+    if isinstance(batches, (Tensor, Mapping, str)):
+        raise TypeError(
+            f"calibrate: batches must be an iterable of batches (got {type(batches).__name__}); for one: [batch]"
+        )
     grids = [module for module in qat.modules() if isinstance(module, FakeQuantize)]
     before = [int(grid.nonfinite) for grid in grids]
     flags = {module: module.training for module in qat.modules()}
@@ -40,7 +47,7 @@ def calibrate(qat: nn.Module, batches: Iterable[Any], progress: bool = True) -> 
     try:
         qat.eval()
         with torch.no_grad():
-            for batch in tqdm(batches, desc="calibrate", disable=not progress, unit="batch"):
+            for batch in tqdm(batches, desc="calibrate", disable=None if progress else True, unit="batch"):
                 _call(qat, batch)
                 count += 1
     finally:
@@ -68,9 +75,15 @@ def _begin(grid: FakeQuantize) -> None:
 
 
 def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Tensor):
-        model(batch)
-    elif isinstance(batch, Mapping):
-        model(**batch)
-    else:
-        model(*batch)
+    if not isinstance(batch, (Tensor, Mapping, tuple, list)):
+        raise TypeError(f"calibrate: a batch must be a tensor, tuple, list or dict (got {type(batch).__name__})")
+    args = () if isinstance(batch, Mapping) else (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    kwargs = batch if isinstance(batch, Mapping) else {}
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"calibrate: a batch must hold what the model takes (got {len(args) + len(kwargs)} values: {error}); "
+            "from a loader that also gives labels, pass (x for x, _ in loader)"
+        ) from error
+    model(*args, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
+from .errors import StateDictError
 from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ToFloat, int8
 from .nn.block import Activation
@@ -42,6 +43,32 @@ class Int8Model(LoweredGraph):
     @property
     def about(self) -> dict[str, Any]:
         return self.get_submodule("_about").data
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the layers know besides tensors (zero points, bounds, strides) and the grids of inputs and outputs."""
+        return {"layers": {name: _numbers(module) for name, module in self._layers().items()}, "about": self.about}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        layers = self._layers()
+        other = sorted(name for name in layers.keys() | state["layers"].keys() if not self._fits(name, state["layers"]))
+        if other:
+            raise StateDictError(
+                f"load_state_dict: {other[0]}: the state must have the same kind of layer there (got another model's)"
+            )
+        for name, numbers in state["layers"].items():
+            layers[name].__dict__.update(copy.deepcopy(numbers))
+        self.get_submodule("_about").data = copy.deepcopy(state["about"])
+
+    def _layers(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.named_modules() if type(module).__module__ == int8.__name__}
+
+    def _fits(self, name: str, layers: dict[str, dict[str, Any]]) -> bool:
+        own = self._layers().get(name)
+        return own is not None and name in layers and _numbers(own).keys() == layers[name].keys()
+
+
+def _numbers(layer: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(layer).items() if name != "training" and not name.startswith("_")}
 
 
 class About(nn.Module):

@@ -1,12 +1,11 @@
 """Which instruction sets the INT8 kernels can use on this machine, and which one they do use.
 
 Every kernel gives the same bits on every instruction set, so the choice is one of speed. The environment variable
-``OCTET_ISA`` (``generic``, ``avx2``, ``avx512vnni``) makes it for a whole process; an instruction set that the machine
-lacks is an error that lists the choices.
+``OCTET_ISA`` (``generic``, ``avx2``, ``avx512vnni``, ``neondot``) makes it for a whole process; an instruction set that
+the machine lacks is an error that lists the choices.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from octet import _C
@@ -42,9 +41,8 @@ def kernels() -> list[Kernel]:
     return [Kernel(*row) for row in _C.cpu_kernels()]
 
 
-@contextmanager
-def force(isa: str) -> Iterator[None]:
-    """Run kernels on ``isa`` inside the ``with`` block, in all threads of the process.
+def force(isa: str) -> ExitStack:
+    """Run kernels on ``isa`` from now on, in all threads of the process; as a ``with`` block, until its end.
 
     Weights packed before keep the instruction set they were packed for. Raises ValueError, listing the choices, when
     the machine lacks ``isa``.
@@ -55,7 +53,6 @@ def force(isa: str) -> Iterator[None]:
     """
     before = _C.cpu_forced()
     _C.cpu_force(isa)
-    try:
-        yield
-    finally:
-        _C.cpu_force(before)
+    end = ExitStack()
+    end.callback(_C.cpu_force, before)
+    return end

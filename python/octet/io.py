@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,11 +29,13 @@ def save(model: QATModel | Int8Model, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: another kind of model.
+        FileNotFoundError: no such folder.
         FileError: a layer of a class that is neither of torch.nn nor of octet, which could not be read back.
     """
     kind = next((name for name, cls in _KINDS.items() if isinstance(model, cls)), None)
     if kind is None:
         raise TypeError(f"save: the model must be prepared or converted by octet (got {type(model).__name__})")
+    check_folder("save", Path(path))
     data, tensors = encode(model)
     content = {"format": _FORMAT, "version": _VERSION, "kind": kind, "model": json.dumps(data), "tensors": tensors}
     write_whole(Path(path), lambda temporary: torch.save(content, temporary))
@@ -68,8 +71,21 @@ def _read(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged or foreign file makes torch.load raise has many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileError(f"load: {path}: must be a whole file written by octet.save (got: {reason})") from error
+        kind = "a TorchScript file: torch.jit.load" if _is_torchscript(file) else "a damaged or foreign one"
+        raise FileError(f"load: {path}: must be a whole file written by octet.save (got {kind})") from error
+
+
+def _is_torchscript(file: BinaryIO) -> bool:
+    try:
+        return any("/code/" in name for name in zipfile.ZipFile(file).namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def check_folder(what: str, path: Path) -> None:
+    """Raises FileNotFoundError unless `path` can be a file in a folder that is there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{what}: {path}: the folder must exist (got none)")
 
 
 def write_whole(path: Path, write: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from .capture import ModuleGraph, capture
 from .errors import PrepareError, StateDictError
 from .fuse import Island, Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
+from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ReLU6, ToFloat
 from .nn.block import refer
 from .nn.grid_set import GridSet
@@ -103,6 +104,8 @@ def prepare(
     for what, value, kind in (("model", model, nn.Module), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise TypeError(f"prepare: the {what} must be a {kind.__name__} (got {type(value).__name__})")
+    if isinstance(model, LoweredGraph):
+        raise PrepareError("prepare: the model must be a float one (got an INT8 model, which octet.convert made)")
     _check_names(model)
     graph = capture(model, args, kwargs, dynamic_shapes)
     _check_overrides(graph, recipe)
@@ -253,6 +256,7 @@ class _Builder:
         if first is node:  # an entry on the same grid may have made it already
             block.output = self._grid(node, block.output)
         block.low_memory = self.low_memory
+        block.name = role.name
         return block
 
     def _check_accumulator(self, role: Operator, inputs: list[FakeQuantize]) -> None:

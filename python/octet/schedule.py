@@ -31,6 +31,7 @@ def set_mode(
         sync_bn: batch norm takes the batches of all processes of torch.distributed for one, as
             `torch.nn.SyncBatchNorm` does; unlike that class also on CPUs under DistributedDataParallel.
     """
+    check_has_grids("set_mode", model)
     observing = observe if not freeze_ranges else False
     if freeze_ranges is False and observe is None:
         observing = True
@@ -49,6 +50,14 @@ def set_mode(
         freeze_float_norms(model, freeze_bn)
 
 
+def check_has_grids(what: str, model: nn.Module) -> None:
+    """Raises TypeError for a model in which there is nothing to observe or to quantize."""
+    if not isinstance(model, QATModel) and not any(isinstance(module, FakeQuantize) for module in model.modules()):
+        raise TypeError(
+            f"{what}: the model must come from octet.prepare or have octet.nn modules (got {type(model).__name__})"
+        )
+
+
 class Schedule:
     """Calls `set_mode` as training proceeds: step it after each optimizer step, like a learning rate scheduler.
 
@@ -56,6 +65,7 @@ class Schedule:
     ranges stop. 0 is from the start, 1 or more is never before the end.
 
     Raises:
+        TypeError: a float model.
         ValueError: steps below 1, a negative fraction, or ranges that freeze before they are observed.
     """
 
@@ -70,8 +80,9 @@ class Schedule:
     ) -> None:
         starts = {"observe": observe, "fake_quantize": fake_quantize, "freeze_bn": freeze_bn}
         starts["freeze_ranges"] = freeze_ranges
-        if steps < 1:
-            raise ValueError(f"Schedule: steps must be at least 1 (got {steps})")
+        check_has_grids("Schedule", qat)
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Schedule: steps must be an integer, at least 1 (got {steps!r})")
         for name, start in starts.items():
             if start < 0:
                 raise ValueError(f"Schedule: {name} must not be negative (got {start})")

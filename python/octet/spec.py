@@ -51,8 +51,8 @@ class Spec:
     per_channel: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in range(2, 9):
-            raise ValueError(f"Spec: bits must be 2 to 8 (got {self.bits})")
+        if not isinstance(self.bits, int) or self.bits not in range(2, 9):
+            raise ValueError(f"Spec: bits must be an integer, 2 to 8 (got {self.bits!r})")
         if self.observer not in OBSERVERS:
             raise ValueError(f"Spec: observer must be one of {OBSERVERS} (got {self.observer!r})")
         if not 0 < self.averaging_constant <= 1:
@@ -76,7 +76,8 @@ class Recipe:
             and for the grid of their output. Names win over types, longer names over shorter ones.
 
     Raises:
-        TypeError: an override that is neither a Spec nor octet.Float, or a key that is neither a name nor a type.
+        TypeError: a default that is no Spec, an override that is neither a Spec nor octet.Float, or a key that is
+            neither a name nor a type.
     """
 
     activations: Spec = field(default_factory=Spec)
@@ -84,6 +85,9 @@ class Recipe:
     overrides: Mapping[str | type[nn.Module], Override] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, spec in {"activations": self.activations, "weights": self.weights}.items():
+            if not isinstance(spec, Spec):
+                raise TypeError(f"Recipe: {name} must be a Spec (got {spec!r})")
         for key, value in self.overrides.items():
             if not isinstance(key, (str, type)):
                 raise TypeError(f"Recipe: override keys must be module names or types (got {key!r})")

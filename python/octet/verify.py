@@ -68,13 +68,15 @@ def verify(
         args, kwargs: the input.
 
     Raises:
-        TypeError: not these two kinds of model.
+        TypeError: not these two kinds of model, or args that are no tuple.
         ValueError: models with no layer in common.
         Exception: what the forward of the INT8 model raises, unless a layer before it differs.
     """
     if not isinstance(qat, QATModel) or not isinstance(int8_model, Int8Model):
         kinds = (type(qat).__name__, type(int8_model).__name__)
         raise TypeError(f"verify: the models must come from octet.prepare and octet.convert (got {kinds})")
+    if not isinstance(args, tuple):
+        raise TypeError(f"verify: args must be a tuple of inputs (got {type(args).__name__})")
     flags = {module: module.training for module in qat.modules()}
     try:
         qat.eval()

@@ -68,7 +68,7 @@ def test_a_schedule_continues_from_its_state():
 
 def test_schedules_are_checked():
     qat, _ = prepared()
-    with pytest.raises(ValueError, match=r"steps must be at least 1 \(got 0\)"):
+    with pytest.raises(ValueError, match=r"steps must be an integer, at least 1 \(got 0\)"):
         octet.Schedule(qat, 0)
     with pytest.raises(ValueError, match=r"freeze_bn must not be negative \(got -1\)"):
         octet.Schedule(qat, 5, freeze_bn=-1)

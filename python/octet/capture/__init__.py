@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import CaptureError
 from .functional import functionalize, inline_grad_regions
 from .lift import lift
 from .module_graph import ModuleGraph
@@ -55,6 +56,11 @@ def capture(
     """
     kwargs = kwargs or {}
     check_inputs(args, kwargs)
+    if type(model).__module__.startswith("torch.nn.modules.") and not list(model.children()):
+        kind = type(model).__name__
+        raise CaptureError(
+            f"capture: the model must have layers as children (got a bare {kind}): wrap it in Sequential"
+        )
     if dynamic_shapes is None:
         args, kwargs, dynamic_shapes = free_batch(args, kwargs)
     copied, flags = copy_for_tracing(model)

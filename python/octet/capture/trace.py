@@ -48,7 +48,7 @@ def trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic_shapes:
         with torch.enable_grad():
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
-        raise CaptureError(_explain(model, error)) from error
+        raise CaptureError(_explain(model, args, kwargs, error)) from error
     finally:
         for module in stand_ins:
             del module.forward
@@ -82,17 +82,36 @@ def free_batch(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, An
     return tuple(v for v, _ in positional), {name: v for name, (v, _) in named.items()}, shapes
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if "Constraints violated" in reason or "specialized" in str(error):
+def _explain(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Exception) -> str:
+    own = _failure(model, args, kwargs)
+    if own is not None:
+        where, reason = _user_line(own), _first_line(own)
+        return f"capture: {type(model).__name__} must run on the example inputs; it fails{where}: {reason}"
+    reason = _first_line(error)
+    if "data-dependent" in str(error):
+        remedy = "the path must not depend on tensor values: use torch.where, or keep that part outside of the model"
+    elif "Constraints violated" in reason or "specialized" in str(error):
         details = [line.strip(" -") for line in str(error).splitlines()[1:] if line.strip().startswith("-")]
         reason = " ".join([reason.split("!")[0] + ".", *details])
         remedy = "compute shapes from x.size(0) instead of a constant, or pass dynamic_shapes to fix the batch size"
-    elif "data-dependent" in str(error):
-        remedy = "the path must not depend on tensor values: use torch.where, or keep that part outside of the model"
     else:
         remedy = "make torch.export.export(model.eval(), args) work first, or keep that part outside of the model"
-    return f"capture: {type(model).__name__} cannot be exported{_user_line(error)}: {reason} What to do: {remedy}."
+    reason = reason.rstrip(".")
+    return f"capture: {type(model).__name__} cannot be exported{_user_line(error)}: {reason}. What to do: {remedy}."
+
+
+def _failure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Exception | None:
+    """What the model itself raises on these inputs: then export is not to blame."""
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _user_line(error: Exception) -> str:

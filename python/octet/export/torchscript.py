@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..convert import Int8Model
 from ..errors import OctetError
-from ..io import write_whole
+from ..io import check_folder, write_whole
 
 
 def torchscript(
@@ -32,11 +32,15 @@ def torchscript(
         The scripted module.
 
     Raises:
-        TypeError: not a converted model.
+        TypeError: not a converted model, or args that are no tuple.
+        FileNotFoundError: no such folder.
         OctetError: TorchScript cannot compile a float part of the model, or computes something else; `portable=True`.
     """
     if not isinstance(model, Int8Model):
         raise TypeError(f"torchscript: the model must come from octet.convert (got {type(model).__name__})")
+    if not isinstance(args, tuple):
+        raise TypeError(f"torchscript: args must be a tuple of inputs (got {type(args).__name__})")
+    check_folder("torchscript", Path(path))
     if portable:
         raise OctetError("torchscript: portable must be False, files need liboctet's operators (got True)")
     try:

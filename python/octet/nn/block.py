@@ -52,6 +52,7 @@ class Block(nn.Module):
         super().__init__()
         self.activation = Activation(activation)
         self.low_memory = False
+        self.name = ""  # in the prepared model, for errors
         if output is None:
             self.output = FakeQuantize(activations)
         else:

@@ -71,6 +71,11 @@ class _WeightBlock(NormBlock):
     def inputs(self) -> list[FakeQuantize | None]:
         return [self.input]
 
+    def _check_input(self, x: Tensor, dims: int, axis: int, channels: int) -> None:
+        if x.dim() != dims or dims == 0 or x.size(axis) != channels:
+            wanted = f"{dims} dimensions and size {channels} in dimension {axis}"
+            raise ValueError(f"{self.name or type(self).__name__}: the input must have {wanted} (got {list(x.shape)})")
+
     def _args(self) -> tuple[Any, ...]:
         """The tail all ops of this family share."""
         grids = (*self._grid(self.input), *self.output.grid())
@@ -89,6 +94,7 @@ class _WeightBlock(NormBlock):
 class _Conv(_WeightBlock):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
+        self._check_input(x, conv.weight.dim(), 1, conv.in_channels)
         args = (x, conv.weight, conv.bias, *self._norm(), *int8.geometry(conv), *self._args())
         if self.active and self.batch_stats:  # the op itself knows how to keep less
             return self._finish(ops.conv_block(*args, self.low_memory, self.process_group))
@@ -153,6 +159,7 @@ class Linear(_WeightBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear
+        self._check_input(x, x.dim(), -1, linear.in_features)
         args = (x, linear.weight, linear.bias, *self._norm(), *self._args())
         return self._finish(self._run(ops.linear_block, *args, self.process_group))
 
