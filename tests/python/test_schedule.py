@@ -100,7 +100,8 @@ def test_batch_norms_in_float_parts_freeze_too():
 def test_unfreezing_returns_float_batch_norms_to_training_at_once():
     by_hand = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     recipe = octet.Recipe(overrides={"0": octet.Float, "1": octet.Float})
-    for model in (octet.prepare(by_hand, (torch.randn(2, 3, 2, 2),), recipe), by_hand):
+    prepared_one = octet.prepare(by_hand, (torch.randn(2, 3, 2, 2),), recipe)
+    for model in (prepared_one, nn.Sequential(*by_hand, octet.nn.FakeQuantize())):
         norm = model.get_submodule("1")
         octet.set_mode(model.train(), freeze_bn=True)
         assert not norm.training
