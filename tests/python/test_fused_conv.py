@@ -143,9 +143,11 @@ def test_low_memory_gives_the_same_bits() -> None:
 def test_integer_sums_are_the_convolution() -> None:
     for seed in range(8):
         block = Block(seed)
-        codes, scale = ops._input_codes(block.x.detach(), *block.input)
+        codes, scale, _ = ops._input_codes(block.x.detach(), *block.input)
         conv = (*([v, v] for v in (block.stride, block.padding, block.dilation)), block.groups)
-        sums, mean, var, low, high = ops._conv_sums(codes, scale, block.input[1], block.weight.detach(), 8, True, *conv)
+        sums, mean, var, low, high = ops._conv_sums(
+            codes, scale, block.input[1], None, None, block.weight.detach(), 8, True, *conv
+        )
         block.bias = None
         expected = block.convolution().detach()
         torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-4)
@@ -153,6 +155,20 @@ def test_integer_sums_are_the_convolution() -> None:
         assert torch.equal(low, by_channel.amin(1)) and torch.equal(high, by_channel.amax(1))
         torch.testing.assert_close(mean.double(), by_channel.double().mean(1), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(var.double(), by_channel.double().var(1, unbiased=False), rtol=1e-5, atol=1e-6)
+
+
+def test_input_beside_the_grid_is_taken_as_it_is() -> None:
+    """What dropout leaves: no code says it, and beyond the grid's ends it must not be clamped."""
+    for seed in range(8):
+        block = Block(seed)
+        block.x = (block.x.detach() * 2 * (torch.rand_like(block.x) < 0.5)).requires_grad_()
+        y, _, _, mean, _ = block.run()
+        expected, before = block.reference()
+        codes = ((y - expected) / block.output[0]).round().abs()
+        steps = before / block.output[0]
+        assert codes.max() <= 1 and (((steps - steps.floor()) - 0.5).abs()[codes > 0] < 1e-4).all()
+        sums = block.convolution().transpose(0, 1).flatten(1)
+        torch.testing.assert_close(mean, sums.mean(1), rtol=1e-4, atol=1e-4)
 
 
 def test_codes_travel_with_the_values() -> None:
@@ -259,7 +275,7 @@ def test_autocast_changes_the_convolution_only() -> None:
 
 def test_narrow_results_are_rounded_once() -> None:
     block = Block(1)
-    codes, scale = ops._input_codes(block.x.detach(), *block.input)
+    codes, scale, _ = ops._input_codes(block.x.detach(), *block.input)
     expected = ops.dequantize_per_tensor(codes, scale, block.input[1]).bfloat16()
     assert torch.equal(ops._read_codes(codes, scale, block.input[1]), expected)
     sums = block.convolution().detach()
@@ -277,10 +293,10 @@ def test_opcheck(layout: torch.memory_format) -> None:
     block = Block(1, layout=layout)
     x = block.x.detach()
     torch.library.opcheck(ops._input_codes.default, (x, *block.input))
-    codes, scale = ops._input_codes(x, *block.input)
+    codes, scale, on_grid = ops._input_codes(x, *block.input)
     conv = (*([v, v] for v in (block.stride, block.padding, block.dilation)), block.groups)
     torch.library.opcheck(ops._read_codes.default, (codes, scale, block.input[1]))
-    arguments = (codes, scale, block.input[1], block.weight.detach(), 8, True, *conv)
+    arguments = (codes, scale, block.input[1], x, on_grid, block.weight.detach(), 8, True, *conv)
     torch.library.opcheck(ops._conv_sums.default, arguments)
     sums = block.convolution().detach()
     torch.library.opcheck(ops._batch_statistics.default, (sums,))

@@ -195,19 +195,25 @@ struct ReadColumn {
 
 struct CodesColumn {
   static constexpr bool kInOrder = true;
-  Lanes poison;  // a NaN makes it NaN
+  Lanes poison, low, high;  // a NaN makes poison NaN; low and high: how far values lie beside the grid
 
-  void start(const CodesArgs&, int64_t) { poison = splat(0); }
+  void start(const CodesArgs&, int64_t) { poison = low = high = splat(0); }
 
   template <class Access>
   void block(const CodesArgs& args, int64_t offset, int64_t, Access access) {
     const Lanes x = access.load(args.x + offset, splat(0));
     const Lanes steps = clamp_steps(x / splat(args.grid.scale), args.grid.first, args.grid.last);
+    const Lanes error = x - splat(args.grid.scale) * steps;
     poison = poison + steps * splat(0);
+    low = at_most(low, error);
+    high = at_least(high, error);
     access.store_bytes(args.codes + offset, steps + splat(args.grid.zero_point));
   }
 
-  void finish(const CodesArgs& args, int64_t) { *args.poison += sum_of(poison); }
+  void finish(const CodesArgs& args, int64_t) {
+    *args.poison += sum_of(poison);
+    *args.error += sum_of(high - low);
+  }
 };
 
 // What an operand is in steps of its grid, and its value.

@@ -235,15 +235,16 @@ void read_codes(const uint8_t* codes, int64_t n, const Grid& grid, uint16_t* bfl
                  [&](int64_t begin, int64_t end) { run.read({&walk, codes, steps_of(grid), bfloat16}, begin, end); });
 }
 
-bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel) {
+CodesFound training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel) {
   const Walk walk = make_walk({n, 1, 1});
   const Chunks chunks(walk);
-  std::vector<float> poison(chunks.count, 0.0f);
+  std::vector<float> poison(chunks.count, 0.0f), error(chunks.count, 0.0f);
   const auto& run = kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
-    run.codes({&walk, x, steps_of(grid), codes, &poison[c]}, begin, end);
+    run.codes({&walk, x, steps_of(grid), codes, &poison[c], &error[c]}, begin, end);
   });
-  return std::none_of(poison.begin(), poison.end(), [](float p) { return std::isnan(p); });
+  return {std::any_of(poison.begin(), poison.end(), [](float p) { return std::isnan(p); }),
+          std::all_of(error.begin(), error.end(), [](float e) { return e == 0.0f; })};
 }
 
 Range add_forward(const AddOperand& a, const AddOperand& b, int64_t n, const AddTail& tail, const TailOutput& out,

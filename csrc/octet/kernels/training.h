@@ -67,8 +67,12 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
 void tail_backward(const float* grad, const uint8_t* pass, const float* x, const TailGradient& gradient,
                    const ChannelLayout& layout, uint16_t* bfloat16_grad_x, ParallelFor parallel);
 
-// Rule 1 for n elements, and whether none of them is NaN, which a code cannot tell.
-bool training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel);
+// Rule 1 for n elements, and what codes cannot tell: a NaN somewhere, and whether each other value is its code's.
+struct CodesFound {
+  bool nan = false;
+  bool on_grid = true;
+};
+CodesFound training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* codes, ParallelFor parallel);
 
 // scale * (q - zero_point) of n codes, rounded to bfloat16.
 void read_codes(const uint8_t* codes, int64_t n, const Grid& grid, uint16_t* bfloat16, ParallelFor parallel);

@@ -70,6 +70,7 @@ struct CodesArgs {
   StepBounds grid;
   uint8_t* codes;
   float* poison;  // becomes NaN where a value is
+  float* error;   // grows where a value lies beside the grid
 };
 
 struct ReadArgs {

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -13,6 +15,8 @@
 #include "octet/kernels/training_conv.h"
 #include "octet/ops/common.h"
 #include "octet/ops/conv_shape.h"
+#include "octet/ops/fold.h"
+#include "octet/ops/fused_conv.h"
 #include "octet/ops/grid_codes.h"
 #include "octet/ops/nhwc.h"
 #include "octet/ops/parallel.h"
@@ -22,7 +26,8 @@ namespace octet {
 
 using at::IntArrayRef;
 using at::Tensor;
-using Codes = std::tuple<Tensor, Tensor>;
+using Optional = std::optional<Tensor>;
+using Codes = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale to read them by, whether they are the values
 using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // sums, mean, var, min, max
 
 namespace {
@@ -44,20 +49,22 @@ void write_codes(const Tensor& x, const Tensor& from, const Tensor& codes) {
 
 Codes input_codes_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax) {
   const Grid grid = detail::read_grid(kOp, scale, zero_point, qmin, qmax);
-  if (Tensor known = detail::attached_codes(raw, grid); known.defined()) return {known, scale.clone()};
+  if (Tensor known = detail::attached_codes(raw, grid); known.defined()) {
+    return {known, scale.clone(), at::ones({}, at::kBool)};
+  }
   const bool innermost = detail::is_channels_innermost(raw);
   const Tensor x = innermost ? raw.to(at::kFloat) : raw.to(at::kFloat).contiguous();
   Tensor codes = allocate_codes(x), read_scale = at::empty({}, scale.options());
   const Tensor in_order = innermost ? codes : at::empty_like(x, at::kByte);
-  const bool finite = kernels::training_codes(x.const_data_ptr<float>(), x.numel(), grid,
-                                              in_order.mutable_data_ptr<uint8_t>(), detail::torch_parallel);
+  const kernels::CodesFound found = kernels::training_codes(
+      x.const_data_ptr<float>(), x.numel(), grid, in_order.mutable_data_ptr<uint8_t>(), detail::torch_parallel);
   if (!innermost) write_codes(x, in_order, codes);
-  *read_scale.mutable_data_ptr<float>() = finite ? grid.scale : std::numeric_limits<float>::quiet_NaN();
-  return {codes, read_scale};
+  *read_scale.mutable_data_ptr<float>() = found.nan ? std::numeric_limits<float>::quiet_NaN() : grid.scale;
+  return {codes, read_scale, at::full({}, found.on_grid, at::kBool)};
 }
 
 Codes input_codes_meta(const Tensor& x, const Tensor& scale, const Tensor&, int64_t, int64_t) {
-  return {allocate_codes(x), at::empty({}, scale.options())};
+  return {allocate_codes(x), at::empty({}, scale.options()), at::empty({}, scale.options().dtype(at::kBool))};
 }
 
 Tensor read_codes_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point) {
@@ -92,9 +99,22 @@ Sums with_statistics(const Tensor& sums) {
   return {sums, make(), make(), make(), make()};
 }
 
-Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, const Tensor& raw_weight,
-                   int64_t weight_bits, bool per_channel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                   int64_t groups) {
+// What dropout leaves lies beside the grid, and beyond its ends: codes would clamp it.
+Sums float_sums(const Tensor& x, const Tensor& weight, int64_t weight_bits, bool per_channel, IntArrayRef stride,
+                IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  const Tensor w = fake_quantize_weight(weight, weight_bits, per_channel);
+  const Tensor sums = detail::channels_innermost(
+      detail::convolve(x, w, std::nullopt, {stride, padding, dilation, groups}).to(at::kFloat));
+  const detail::BatchStatistics statistics = detail::batch_statistics(sums);
+  return {sums, statistics.mean, statistics.var, statistics.min, statistics.max};
+}
+
+Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, const Optional& x,
+                   const Optional& on_grid, const Tensor& raw_weight, int64_t weight_bits, bool per_channel,
+                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (x && on_grid && !on_grid->item<bool>()) {
+    return float_sums(*x, raw_weight, weight_bits, per_channel, stride, padding, dilation, groups);
+  }
   const Tensor codes = detail::channels_innermost(raw);
   const Tensor y = allocate_sums(codes, raw_weight, stride, padding, dilation, groups);
   const kernels::ConvShape shape = detail::conv_shape(codes, raw_weight, y, stride, padding, dilation, groups);
@@ -112,16 +132,18 @@ Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_po
   return result;
 }
 
-Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Tensor& weight, int64_t, bool,
-                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Optional&, const Optional&,
+                    const Tensor& weight, int64_t, bool, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                    int64_t groups) {
   return with_statistics(allocate_sums(codes, weight, stride, padding, dilation, groups));
 }
 
 }  // namespace
 
-Codes detail::input_codes(const Tensor& x, const GridRef& grid) {
+detail::InputCodes detail::input_codes(const Tensor& x, const GridRef& grid) {
   static const auto op = find_op<decltype(input_codes_cpu)>("_input_codes");
-  return op.call(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax);
+  auto [codes, scale, on_grid] = op.call(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax);
+  return {codes, scale, grid.zero_point.clone(), on_grid};
 }
 
 Tensor detail::read_codes(const Tensor& codes, const Tensor& scale, const Tensor& zero_point) {
@@ -135,26 +157,25 @@ bool detail::can_sum_codes(const Tensor& weight) {
   return products < kAccumulatorLimit && kernels::active_isa() != kernels::Isa::kGeneric;
 }
 
-std::tuple<Tensor, detail::BatchStatistics> detail::conv_sums(const Tensor& codes, const Tensor& scale,
-                                                              const Tensor& zero_point, const Tensor& weight,
-                                                              const WeightCodes& weight_codes,
+std::tuple<Tensor, detail::BatchStatistics> detail::conv_sums(const InputCodes& input, const Optional& x,
+                                                              const Tensor& weight, const WeightCodes& weight_codes,
                                                               const ConvArguments& conv) {
   static const auto op = find_op<decltype(conv_sums_cpu)>("_conv_sums");
-  auto [sums, mean, var, min, max] =
-      op.call(codes, scale, zero_point, weight, weight_codes.bits, weight_codes.per_channel, conv.stride, conv.padding,
-              conv.dilation, conv.groups);
+  auto [sums, mean, var, min, max] = op.call(
+      input.codes, input.scale, input.zero_point, x, input.on_grid.defined() ? Optional(input.on_grid) : std::nullopt,
+      weight, weight_codes.bits, weight_codes.per_channel, conv.stride, conv.padding, conv.dilation, conv.groups);
   return {sums, {mean, var, min, max}};
 }
 
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
       "_input_codes(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor codes, Tensor "
-      "read_scale)");
+      "read_scale, Tensor on_grid)");
   m.def("_read_codes(Tensor codes, Tensor scale, Tensor zero_point) -> Tensor");
   m.def(
-      "_conv_sums(Tensor codes, Tensor scale, Tensor zero_point, Tensor weight, int weight_bits, bool per_channel, "
-      "int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor sums, Tensor mean, Tensor var, Tensor min, "
-      "Tensor max)");
+      "_conv_sums(Tensor codes, Tensor scale, Tensor zero_point, Tensor? x, Tensor? on_grid, Tensor weight, int "
+      "weight_bits, bool per_channel, int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor sums, Tensor "
+      "mean, Tensor var, Tensor min, Tensor max)");
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 #include "octet/ops/block_tail.h"
@@ -12,9 +13,12 @@
 
 namespace octet::detail {
 
-// x, which lies on `grid`, as u8 codes, channels innermost, and the scale for reading them: the grid's, or NaN where x
-// has a NaN, which no code can tell (a diverged run must show).
-std::tuple<at::Tensor, at::Tensor> input_codes(const at::Tensor& x, const GridRef& grid);
+// A convolution's input as u8 codes, channels innermost, and what codes cannot tell: scale, by which to read them, is
+// NaN where x has a NaN (a diverged run must show); on_grid, bool [], whether every other value is its code's.
+struct InputCodes {
+  at::Tensor codes, scale, zero_point, on_grid;
+};
+InputCodes input_codes(const at::Tensor& x, const GridRef& grid);
 
 // scale * (codes - zero_point), rounded to bfloat16.
 at::Tensor read_codes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point);
@@ -28,9 +32,9 @@ struct WeightCodes {
 bool can_sum_codes(const at::Tensor& weight);
 
 // conv(scale * (codes - zero_point), fake_quantize_weight(weight)) without bias, float32, channels innermost: exact but
-// for two roundings. And its statistics.
-std::tuple<at::Tensor, BatchStatistics> conv_sums(const at::Tensor& codes, const at::Tensor& scale,
-                                                  const at::Tensor& zero_point, const at::Tensor& weight,
-                                                  const WeightCodes& weight_codes, const ConvArguments& conv);
+// for two roundings. And its statistics. With x: its float convolution where it does not lie on the grid.
+std::tuple<at::Tensor, BatchStatistics> conv_sums(const InputCodes& input, const std::optional<at::Tensor>& x,
+                                                  const at::Tensor& weight, const WeightCodes& weight_codes,
+                                                  const ConvArguments& conv);
 
 }  // namespace octet::detail

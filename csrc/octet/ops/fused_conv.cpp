@@ -84,25 +84,20 @@ struct Constants {
 
 Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
 
-// The input as backward keeps it: scale is NaN where x had a NaN.
-struct Codes {
-  Tensor codes, scale, zero_point;
+Tensor read(const InputCodes& input, at::ScalarType type) {
+  if (type == at::kBFloat16) return read_codes(input.codes, input.scale, input.zero_point);
+  return to_type(dequantize_per_tensor(input.codes, input.scale, input.zero_point), type);
+}
 
-  Tensor read(at::ScalarType type) const {
-    if (type == at::kBFloat16) return read_codes(codes, scale, zero_point);
-    return to_type(dequantize_per_tensor(codes, scale, zero_point), type);
-  }
-};
-
-// The convolution's output in float32, without its bias: batch norm would take it out again. Integer: by the codes
-// alone, x() is not called.
-template <class X>
-std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const Codes& input, const Tensor& weight, X x) {
+// The convolution's output in float32, without its bias: batch norm would take it out again.
+std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const InputCodes& input, const Optional& x,
+                                            const Tensor& weight) {
   if (constants.integer) {
-    return conv_sums(input.codes, input.scale, input.zero_point, weight, {constants.weight_bits, constants.per_channel},
-                     constants.conv());
+    return conv_sums(input, x, weight, {constants.weight_bits, constants.per_channel}, constants.conv());
   }
-  const Tensor sums = to_type(convolve(x(), constants.quantized(weight), std::nullopt, constants.conv()), at::kFloat);
+  const Tensor values = x ? *x : read(input, constants.conv_type);
+  const Tensor sums =
+      to_type(convolve(values, constants.quantized(weight), std::nullopt, constants.conv()), at::kFloat);
   return {sums, batch_statistics(sums)};
 }
 
@@ -112,16 +107,15 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
                                const Optional& gamma, const Optional& beta, const FusedConv& block) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Constants constants(block, weight);
-    const auto [codes, scale] = input_codes(x, block.input);
-    const Codes input{codes, scale, block.input.zero_point.clone()};  // the buffer changes until backward
-    const auto [sums, own] = sums_of(constants, input, weight, [&] { return x; });
+    const InputCodes input = input_codes(x, block.input);
+    const auto [sums, own] = sums_of(constants, input, x, weight);
     const std::string group(block.bn.process_group);
     if (group.empty()) check_batch("conv_block", sums);
     const Moments moments = join_moments("conv_block", {own.mean, own.var, batch_count(sums)}, group);
     const BatchStatistics statistics{moments.mean, moments.var, own.min, own.max};
     const TailResult tail =
         block_tail(sums, statistics, gamma, beta, block.bn.eps, block.activation, block.output, block.observe);
-    context->save_for_backward({codes, scale, input.zero_point, weight, gamma.value_or(Tensor()),
+    context->save_for_backward({input.codes, input.scale, input.zero_point, weight, gamma.value_or(Tensor()),
                                 block.low_memory ? Tensor() : sums, tail.pass, statistics.mean, statistics.var,
                                 moments.count});
     constants.save(context);
@@ -137,14 +131,14 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Codes input{saved[0], saved[1], saved[2]};
+    const InputCodes input{saved[0], saved[1], saved[2], Tensor()};
     const Tensor &weight = saved[3], &pass = saved[6], &mean = saved[7], &var = saved[8];
     const Optional gamma = optional(saved[4]);
     const Constants constants(context);
     const auto type = constants.conv_type;
-    const Tensor x = input.read(type);
+    const Tensor x = read(input, type);
     Tensor sums = saved[5];
-    if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, weight, [&] { return x; }));
+    if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, std::nullopt, weight));
     const auto [grad_sums, grad_gamma, grad_beta] =
         block_tail_backward(gradients[0], pass, sums, {mean, var, saved[9]}, gamma, constants.eps, type,
                             context->saved_data["group"].toStringRef());

@@ -139,7 +139,7 @@ TEST_P(TrainingConv, ANanInTheScaleStays) {
   }
 }
 
-TEST_P(TrainingConv, CodesAndWhetherThereIsANan) {
+TEST_P(TrainingConv, CodesAndWhatTheyCannotTell) {
   const Grid grid{0.05f, 100, 0, 255};
   std::mt19937 random(5);
   std::normal_distribution<float> normal(0.0f, 6.0f);
@@ -147,13 +147,19 @@ TEST_P(TrainingConv, CodesAndWhetherThereIsANan) {
     std::vector<float> x(n);
     for (float& v : x) v = normal(random);
     std::vector<uint8_t> codes(n + 1, 77);
-    EXPECT_TRUE(training_codes(x.data(), n, grid, codes.data(), backwards));
-    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(codes[i], quantize(x[i], grid)) << i;
+    EXPECT_FALSE(training_codes(x.data(), n, grid, codes.data(), backwards).on_grid);
+    for (int64_t i = 0; i < n; ++i) {
+      ASSERT_EQ(codes[i], quantize(x[i], grid)) << i;
+      x[i] = dequantize(codes[i], grid);
+    }
     EXPECT_EQ(codes[n], 77);
+    CodesFound found = training_codes(x.data(), n, grid, codes.data(), backwards);
+    EXPECT_TRUE(found.on_grid && !found.nan);
     x[n / 2] = std::nanf("");
-    EXPECT_FALSE(training_codes(x.data(), n, grid, codes.data(), serial));
+    EXPECT_TRUE(training_codes(x.data(), n, grid, codes.data(), serial).nan);
     x[n / 2] = INFINITY;
-    EXPECT_TRUE(training_codes(x.data(), n, grid, codes.data(), serial));
+    found = training_codes(x.data(), n, grid, codes.data(), serial);
+    EXPECT_FALSE(found.on_grid || found.nan);
     EXPECT_EQ(codes[n / 2], 255);
   }
 }
