@@ -15,21 +15,22 @@ VENV := .venv/.torch-$(if $(PYTHON),$(subst /,_,$(PYTHON)),pinned)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-.PHONY: demo test test-all test-cpp test-python test-sanitized test-aarch64 build lint format clean
+.PHONY: demo test test-all test-cpp test-python test-sanitized test-aarch64 build build-all lint format clean
 .DEFAULT_GOAL := build
 
 demo: build
+	@cmake --build $(BUILD) --target run_scripted -- --no-print-directory
 	$(PY) examples/python/demo.py $(ARGS)
 
 test: test-cpp test-python
 
-test-all: test-sanitized test-aarch64 test-cpp
+test-all: test-sanitized test-aarch64 test-cpp build-all
 	$(PY) -m pytest -m "" $(ARGS)
 
-test-cpp: build
+test-cpp: build-all
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
-test-python: build
+test-python: build-all
 	$(PY) -m pytest $(ARGS)
 
 test-sanitized: $(VENV)
@@ -43,8 +44,12 @@ test-aarch64:
 
 # Python sees the sources themselves (editable install); CMake decides what has to be compiled again.
 build: $(BUILD)/.editable
-	@cmake --build $(BUILD) -- --no-print-directory
+	@cmake --build $(BUILD) --target _C -- --no-print-directory
 	@cmake --install $(BUILD) --prefix python/octet >/dev/null
+
+# The C++ tests and examples too.
+build-all: build
+	@cmake --build $(BUILD) -- --no-print-directory
 
 $(BUILD)/.editable: $(VENV) setup.py pyproject.toml version.txt
 	CMAKE_ARGS="-DOCTET_BUILD_TESTS=ON -DOCTET_BUILD_EXAMPLES=ON $(CMAKE_ARGS)" \

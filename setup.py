@@ -30,7 +30,7 @@ class CMakeBuild(build_ext):
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *options])
-        subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
+        subprocess.check_call(["cmake", "--build", str(build), "--target", "_C", "--parallel", jobs])  # and liboctet
         subprocess.check_call(["cmake", "--install", str(build)])
         if self.editable_mode:  # setuptools brings over octet._C alone; the library and headers belong beside it
             subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(ROOT / "python" / "octet")])

@@ -17,8 +17,11 @@ if(NOT Torch_FOUND)
 endif()
 
 # Torch's parallel loops are inline functions: they use threads only where they are compiled with OpenMP, as Torch is on
-# Linux and Windows. Torch's own runtime library serves both.
+# Linux and Windows.
 find_package(OpenMP COMPONENTS CXX)
+if(NOT OpenMP_CXX_FOUND AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  message(FATAL_ERROR "octet needs the compiler's OpenMP (Debian's name for clang: libomp-dev), got none for ${CMAKE_CXX_COMPILER}")
+endif()
 
 find_package(fmt QUIET)
 if(NOT fmt_FOUND)

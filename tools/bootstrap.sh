@@ -19,6 +19,7 @@ missing_packages() {
   command -v "${CXX:-g++}" >/dev/null || echo g++
   "$python" -c 'import ensurepip' 2>/dev/null || echo python3-venv
   "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || echo python3-dev
+  echo '#include <omp.h>' | "${CXX:-g++}" -fopenmp -E -x c++ - >/dev/null 2>&1 || echo libomp-dev
   [ "${1:-}" = required ] && return
   for header in fmt/core.h:libfmt-dev gtest/gtest.h:libgtest-dev; do
     echo "#include <${header%:*}>" | "${CXX:-g++}" -std=c++20 -E -x c++ - >/dev/null 2>&1 || echo "${header#*:}"

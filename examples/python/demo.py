@@ -1,8 +1,8 @@
 """The whole road: train a residual network in FP32, quantize it after training, fine-tune it with QAT, convert it to
-INT8, check that both give the same bits, script it, and run it from a C++ program. Prints a table and leaves it, a
-picture and the files in demo-output/.
+INT8, check that both give the same bits, script it, and run it from a C++ program. The same with weights of 4 bits
+shows what fine-tuning is for. Prints a table and leaves it, a picture and the files in demo-output/.
 
-    python examples/python/demo.py [--data digits|fashion-mnist] [--seed 0] [--output demo-output]
+    python examples/python/demo.py [--data digits|fashion-mnist] [--seed 0] [--output demo-output/digits]
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from picture import draw
 ROOT = Path(__file__).parents[2]
 # Epochs in FP32, epochs of fine-tuning, images for calibration.
 EPOCHS = {"digits": (25, 6, 512), "fashion-mnist": (3, 1, 1024)}
+# Weights of 4 bits, but for the first layer and the last, as is the custom.
+FOUR_BITS = octet.Recipe(weights=octet.Spec(bits=4), overrides={"stem": octet.Spec(bits=8), "fc": octet.Spec(bits=8)})
 
 
 @dataclass
@@ -55,19 +57,36 @@ def measure(name: str, model: nn.Module, path: Path, test: Split) -> Row:
     )
 
 
-def post_training(model: nn.Module, data: Split, images: int) -> nn.Module:
+def post_training(model: nn.Module, data: Split, images: int, recipe: octet.Recipe | None = None) -> nn.Module:
     """Ranges from a few batches, no training."""
-    ptq = octet.prepare(model, (data.images[:2],))
+    ptq = octet.prepare(model, (data.images[:2],), recipe)
     octet.calibrate(ptq, [(batch,) for batch in data.images[:images].split(64)])
     return ptq
 
 
-def fine_tune(model: nn.Module, data: Split, epochs: int, seed: int) -> nn.Module:
+def fine_tune(
+    model: nn.Module, data: Split, epochs: int, seed: int, recipe: octet.Recipe | None = None, label: str = "QAT"
+) -> nn.Module:
     """The same loop as before, on the prepared model, at a tenth of the learning rate."""
-    qat = octet.prepare(model, (data.images[:2],))
+    qat = octet.prepare(model, (data.images[:2],), recipe)
     schedule = octet.Schedule(qat, epochs * (len(data) // 64))
-    train(qat, data, epochs, lr=0.01, seed=seed, after_step=schedule.step, label="QAT")
+    train(qat, data, epochs, lr=0.01, seed=seed, after_step=schedule.step, label=label)
     return qat
+
+
+def four_bits(
+    fp32: nn.Module, training: Split, test: Split, epochs: int, images: int, seed: int, output: Path
+) -> list[Row]:
+    """The INT8 models of PTQ and QAT whose weights use 15 of the 255 codes."""
+    ptq = post_training(fp32, training, images, FOUR_BITS)
+    qat = fine_tune(copy.deepcopy(fp32), training, epochs, seed, FOUR_BITS, "QAT, 4 bits")
+    rows = []
+    for name, model in {"PTQ w4": ptq, "QAT w4": qat}.items():
+        path = output / f"{name.lower().replace(' ', '-')}.octet"
+        int8 = octet.convert(model)
+        octet.save(int8, path)
+        rows.append(measure(name, int8, path, test))
+    return rows
 
 
 def find_program(name: str) -> Path:
@@ -87,13 +106,13 @@ def run_in_cpp(script: Path, test: Split, output: Path) -> Tensor:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'':6}{'accuracy':>10}{'file':>12}{'per image':>13}"]
-    lines += [f"{r.name:6}{r.accuracy:>8.2f} %{r.size / 1000:>9.1f} kB{r.milliseconds:>10.4f} ms" for r in rows]
+    lines = [f"{'':8}{'accuracy':>10}{'file':>12}{'per image':>13}"]
+    lines += [f"{r.name:8}{r.accuracy:>8.2f} %{r.size / 1000:>9.1f} kB{r.milliseconds:>10.4f} ms" for r in rows]
     return "\n".join(lines)
 
 
 def demo(data: str, seed: int, output: Path) -> list[Row]:
-    """Runs everything; returns the rows FP32, PTQ, QAT, INT8."""
+    """Runs everything; returns the rows FP32, PTQ, QAT, INT8, and PTQ and QAT with weights of 4 bits."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     training, test = load(data)
@@ -129,6 +148,7 @@ def demo(data: str, seed: int, output: Path) -> list[Row]:
         measure("QAT", qat, output / "qat.octet", test),
         measure("INT8", int8, output / "int8.octet", test),
     ]
+    rows += four_bits(fp32, training, test, tuning_epochs, calibration_images, seed, output)
     text = table(rows)
     print(text)
     (output / "table.txt").write_text(text + "\n")
@@ -140,11 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="FP32, PTQ, QAT, INT8 and C++ on one small network")
     parser.add_argument("--data", choices=EPOCHS, default="digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    output = arguments.output or Path("demo-output") / arguments.data
     start = time.perf_counter()
-    demo(arguments.data, arguments.seed, arguments.output)
-    print(f"{time.perf_counter() - start:.0f} s; table, report, picture and files are in {arguments.output}/")
+    demo(arguments.data, arguments.seed, output)
+    print(f"{time.perf_counter() - start:.0f} s; table, report, picture and files are in {output}/")
 
 
 if __name__ == "__main__":

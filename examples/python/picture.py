@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 import octet
 
-COLORS = {"FP32": "#4a4a4a", "PTQ": "#d98032", "QAT": "#2f7fb8", "INT8": "#2b9e66"}
+COLORS = {
+    "FP32": "#4a4a4a",
+    "PTQ": "#d98032",
+    "QAT": "#2f7fb8",
+    "INT8": "#2b9e66",
+    "PTQ w4": "#e8b98a",
+    "QAT w4": "#8fbcdb",
+}
 
 
 def blocks(model: nn.Module) -> dict[str, octet.nn.Block]:
@@ -52,7 +59,7 @@ def draw(path: Path, title: str, rows: list, models: dict[str, nn.Module], image
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(16, 6), width_ratios=[1, 1.6, 1.6], layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(16, 6), width_ratios=[1.3, 1.5, 1.5], layout="constrained")
     figure.suptitle(f"{title}: a residual network from FP32 to INT8", fontsize=14)
     _accuracies(axes[0], rows)
     _ranges(axes[1], models["QAT"], images)
@@ -62,11 +69,17 @@ def draw(path: Path, title: str, rows: list, models: dict[str, nn.Module], image
 
 
 def _accuracies(axis, rows: list) -> None:
-    bars = axis.bar([r.name for r in rows], [r.accuracy for r in rows], color=[COLORS[r.name] for r in rows])
-    axis.bar_label(bars, [f"{r.accuracy:.2f} %\n{r.size / 1000:.0f} kB" for r in rows])
-    worst = min(r.accuracy for r in rows)
-    axis.set_ylim(max(0, worst - 2), 100)
-    axis.set(title="Accuracy on the test split, file size", ylabel="percent (axis does not start at 0)")
+    """Points, not bars: the axis does not start at 0."""
+    for column, row in enumerate(rows):
+        axis.scatter(column, row.accuracy, s=120, color=COLORS[row.name])
+        text = f"{row.accuracy:.2f} %\n{row.size / 1000:.0f} kB"
+        axis.annotate(text, (column, row.accuracy), (0, 9), textcoords="offset points", ha="center")
+    axis.set_xticks(range(len(rows)), [row.name for row in rows])
+    axis.set_xlim(-0.6, len(rows) - 0.4)
+    accuracies = [row.accuracy for row in rows]
+    axis.set_ylim(min(accuracies) - 1, max(accuracies) + 1)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set(title="Accuracy on the test split, file size\n(w4: weights of 4 bits)", ylabel="percent")
 
 
 def _ranges(axis, model: nn.Module, images: Tensor) -> None:
@@ -86,6 +99,7 @@ def _ranges(axis, model: nn.Module, images: Tensor) -> None:
             label="99.8 % of the values" if row == 0 else None,
         )
     axis.axvline(0, color="black", lw=0.5)
+    axis.use_sticky_edges = False  # a margin around the widest range too
     axis.set_yticks(range(len(seen)), seen)
     axis.invert_yaxis()
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)

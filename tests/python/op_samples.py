@@ -318,9 +318,9 @@ def ref_two_stage_mean(x, output_size, sx, zx, sy, zy, lo, hi) -> Tensor:
     return ref_average(sums, torch.full_like(sums, x.shape[-2]), sy, sy, zy, lo, hi)
 
 
-def ref_int8_max_pool(x, kernel, stride, padding, dilation, ceil_mode) -> Tensor:
+def ref_max_pool(x, kernel, stride, padding, dilation, ceil_mode) -> Tensor:
     pool = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}[x.dim()]
-    return pool(x.double(), kernel, stride, padding, dilation, ceil_mode).to(torch.uint8)
+    return pool(x.double(), kernel, stride, padding, dilation, ceil_mode).to(x.dtype)
 
 
 def clamp_of(activation: int, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[int, int]:
@@ -779,13 +779,17 @@ SAMPLES = [
         "two stages",
     ),
     *(
-        Sample("int8_max_pool", lambda a=a: a, ref_int8_max_pool, (), (0,), str(a[1:]))
-        for a in [
-            (codes(2, 3, 7, 5), [2, 2], [2, 2], [0, 0], [1, 1], False),
-            (codes(2, 3, 7, 6), [3, 3], [2, 2], [1, 1], [1, 1], True),
-            (codes(2, 3, 9), [3], [1], [1], [2], False),
-            (codes(2, 3, 4, 4, 4), [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], False),
+        sample
+        for shape, *windows in [
+            ((2, 3, 7, 5), [2, 2], [2, 2], [0, 0], [1, 1], False),
+            ((2, 3, 7, 6), [3, 3], [2, 2], [1, 1], [1, 1], True),
+            ((2, 3, 9), [3], [1], [1], [2], False),
+            ((2, 3, 4, 4, 4), [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], False),
         ]
+        for sample in (
+            Sample("int8_max_pool", lambda s=shape, w=windows: (codes(*s), *w), ref_max_pool, (), (0,), f"{windows}"),
+            Sample("max_pool", lambda s=shape, w=windows: (randn(*s), *w), ref_max_pool, (0,), (0,), f"{windows}"),
+        )
     ),
     *(
         Sample("conv_block", lambda a=a: conv_block_args(*a), ref_conv_block, (0,), (0,), f"{a}")

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/quantization.md", "docs/training.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/python.md", "docs/quantization.md", "docs/training.md"])
 def test_python_in_the_document_runs(path, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.M | re.S)
     assert blocks, f"{path} holds no Python"

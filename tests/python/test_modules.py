@@ -278,7 +278,7 @@ def test_observers_per_channel(kind):
 
 
 def test_specs_are_checked():
-    with pytest.raises(ValueError, match=r"bits must be 2 to 8 \(got 9\)"):
+    with pytest.raises(ValueError, match=r"bits must be an integer, 2 to 8 \(got 9\)"):
         octet.Spec(bits=9)
     with pytest.raises(ValueError, match=r"observer must be one of"):
         octet.Spec(observer="histogram")

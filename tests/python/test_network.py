@@ -188,7 +188,7 @@ def test_converted_and_loaded_in_inference_mode_keep_ordinary_tensors(tmp_path):
         loaded = octet.load(tmp_path / "model")
         expected = int8(*inputs(2)[0])
     for model in (int8, loaded):
-        assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+        assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
     assert expected.is_inference()
 
 
