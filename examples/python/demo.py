@@ -1,5 +1,5 @@
 """The whole road: train a residual network in FP32, quantize it after training, fine-tune it with QAT, convert it to
-INT8, check that both give the same bits, script it, and run it from a C++ program. The same with weights of 4 bits
+INT8, check that both give the same bits, script it, and run it from a C++ program. The same with weights of 2 bits
 shows what fine-tuning is for. Prints a table and leaves it, a picture and the files in demo-output/.
 
     python examples/python/demo.py [--data digits|fashion-mnist] [--seed 0] [--output demo-output/digits]
@@ -26,8 +26,8 @@ from picture import draw
 ROOT = Path(__file__).parents[2]
 # Epochs in FP32, epochs of fine-tuning, images for calibration.
 EPOCHS = {"digits": (25, 6, 512), "fashion-mnist": (3, 1, 1024)}
-# Weights of 4 bits, but for the first layer and the last, as is the custom.
-FOUR_BITS = octet.Recipe(weights=octet.Spec(bits=4), overrides={"stem": octet.Spec(bits=8), "fc": octet.Spec(bits=8)})
+# Weights of 2 bits, but for the first layer and the last, as is the custom.
+TWO_BITS = octet.Recipe(weights=octet.Spec(bits=2), overrides={"stem": octet.Spec(bits=8), "fc": octet.Spec(bits=8)})
 
 
 @dataclass
@@ -74,14 +74,14 @@ def fine_tune(
     return qat
 
 
-def four_bits(
+def two_bits(
     fp32: nn.Module, training: Split, test: Split, epochs: int, images: int, seed: int, output: Path
 ) -> list[Row]:
-    """The INT8 models of PTQ and QAT whose weights use 15 of the 255 codes."""
-    ptq = post_training(fp32, training, images, FOUR_BITS)
-    qat = fine_tune(copy.deepcopy(fp32), training, epochs, seed, FOUR_BITS, "QAT, 4 bits")
+    """The INT8 models of PTQ and QAT whose weights are -1, 0 or 1 times a scale."""
+    ptq = post_training(fp32, training, images, TWO_BITS)
+    qat = fine_tune(copy.deepcopy(fp32), training, epochs, seed, TWO_BITS, "QAT, 2 bits")
     rows = []
-    for name, model in {"PTQ w4": ptq, "QAT w4": qat}.items():
+    for name, model in {"PTQ w2": ptq, "QAT w2": qat}.items():
         path = output / f"{name.lower().replace(' ', '-')}.octet"
         int8 = octet.convert(model)
         octet.save(int8, path)
@@ -112,7 +112,7 @@ def table(rows: list[Row]) -> str:
 
 
 def demo(data: str, seed: int, output: Path) -> list[Row]:
-    """Runs everything; returns the rows FP32, PTQ, QAT, INT8, and PTQ and QAT with weights of 4 bits."""
+    """Runs everything; returns the rows FP32, PTQ, QAT, INT8, and PTQ and QAT with weights of 2 bits."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     training, test = load(data)
@@ -148,7 +148,7 @@ def demo(data: str, seed: int, output: Path) -> list[Row]:
         measure("QAT", qat, output / "qat.octet", test),
         measure("INT8", int8, output / "int8.octet", test),
     ]
-    rows += four_bits(fp32, training, test, tuning_epochs, calibration_images, seed, output)
+    rows += two_bits(fp32, training, test, tuning_epochs, calibration_images, seed, output)
     text = table(rows)
     print(text)
     (output / "table.txt").write_text(text + "\n")

@@ -14,8 +14,8 @@ COLORS = {
     "PTQ": "#d98032",
     "QAT": "#2f7fb8",
     "INT8": "#2b9e66",
-    "PTQ w4": "#e8b98a",
-    "QAT w4": "#8fbcdb",
+    "PTQ w2": "#e8b98a",
+    "QAT w2": "#8fbcdb",
 }
 
 
@@ -79,7 +79,7 @@ def _accuracies(axis, rows: list) -> None:
     accuracies = [row.accuracy for row in rows]
     axis.set_ylim(min(accuracies) - 1, max(accuracies) + 1)
     axis.grid(axis="y", alpha=0.3)
-    axis.set(title="Accuracy on the test split, file size\n(w4: weights of 4 bits)", ylabel="percent")
+    axis.set(title="Accuracy on the test split, file size\n(w2: weights of 2 bits)", ylabel="percent")
 
 
 def _ranges(axis, model: nn.Module, images: Tensor) -> None:
@@ -99,7 +99,8 @@ def _ranges(axis, model: nn.Module, images: Tensor) -> None:
             label="99.8 % of the values" if row == 0 else None,
         )
     axis.axvline(0, color="black", lw=0.5)
-    axis.use_sticky_edges = False  # a margin around the widest range too
+    axis.use_sticky_edges = False  # a margin beside the widest range too
+    axis.autoscale_view()
     axis.set_yticks(range(len(seen)), seen)
     axis.invert_yaxis()
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)

@@ -1,4 +1,4 @@
-"""Quantization-aware training with 4-bit weights, where calibration alone is not enough; saved and loaded again."""
+"""Quantization-aware training with 2-bit weights, where calibration alone is not enough; saved and loaded again."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ def main(epochs: int = 10, tuning_epochs: int = 6) -> tuple[float, float]:
     model = ResNet(8)
     train(model, training, epochs, lr=0.1)
 
-    recipe = octet.Recipe(weights=octet.Spec(bits=4), overrides={"stem": octet.Spec(bits=8), "fc": octet.Spec(bits=8)})
+    recipe = octet.Recipe(weights=octet.Spec(bits=2), overrides={"stem": octet.Spec(bits=8), "fc": octet.Spec(bits=8)})
     qat = octet.prepare(model, (training.images[:2],), recipe)
     schedule = octet.Schedule(qat, tuning_epochs * (len(training) // 64))
     train(qat, training, tuning_epochs, lr=0.02, after_step=schedule.step, label="QAT")
@@ -28,7 +28,7 @@ def main(epochs: int = 10, tuning_epochs: int = 6) -> tuple[float, float]:
         int8 = octet.load(Path(folder) / "model.octet")
 
     before, after = accuracy(logits(model, test), test), accuracy(logits(int8, test), test)
-    print(f"FP32 {before:.2f} %, INT8 with 4-bit weights {after:.2f} %")
+    print(f"FP32 {before:.2f} %, INT8 with 2-bit weights {after:.2f} %")
     return before, after
 
 

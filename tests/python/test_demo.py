@@ -40,9 +40,9 @@ def test_int8_has_the_accuracy_of_qat(runs):
         assert rows["INT8"].accuracy == rows["QAT"].accuracy
 
 
-def test_fine_tuning_rescues_weights_of_4_bits(runs):
-    assert mean_accuracy(runs, "QAT w4") > mean_accuracy(runs, "PTQ w4")
-    assert mean_accuracy(runs, "QAT w4") >= 97
+def test_fine_tuning_rescues_weights_of_2_bits(runs):
+    assert mean_accuracy(runs, "QAT w2") > mean_accuracy(runs, "PTQ w2")
+    assert mean_accuracy(runs, "QAT w2") >= 97
 
 
 def test_int8_file_is_a_fraction_of_fp32(runs):
