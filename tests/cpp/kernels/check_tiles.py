@@ -30,7 +30,8 @@ def tiles(objdump: str, path: str) -> dict[str, list[str]]:
 def spills(instructions: list[str]) -> list[str]:
     products = [i for i, text in enumerate(instructions) if text.startswith("vpdpbusd")]
     loop = instructions[products[0] : products[-1] + 1]
-    return [text for text in loop if "%zmm" in text and re.search(r"\(%r[sb]p", text)]
+    # The stack is %rsp or, below a frame, -0x..(%rbp): without a frame %rbp is a register like any other.
+    return [text for text in loop if "%zmm" in text and re.search(r"\(%rsp|-0x[0-9a-f]+\(%rbp\)", text)]
 
 
 def main(objdump: str, path: str) -> int:
