@@ -78,6 +78,15 @@ TORCH_MODULE(Residual);
 
 using Make = std::function<void(Root&)>;
 
+Make observed_by(const char* observer) {
+  return [=](Root& r) {
+    BlockOptions options{.input = r.a};
+    options.activations.observer = observer;
+    options.activations.percentile = 95.0;
+    r.unary(ConvBn2d(torch::nn::Conv2dOptions(4, 6, 3), options));
+  };
+}
+
 // The arguments are repeated in the Python test.
 const std::map<std::string, Make> kModules{
     {"Conv2d",
@@ -102,6 +111,9 @@ const std::map<std::string, Make> kModules{
      }},
     {"Add", [](Root& r) { r.binary(Add(r.a, r.b)); }},
     {"AddReLU", [](Root& r) { r.binary(AddReLU(r.a, r.b)); }},
+    {"percentile", observed_by("percentile")},
+    {"mse", observed_by("mse")},
+    {"entropy", observed_by("entropy")},
     {"Residual", [](Root& r) { r.own(Residual(), at::zeros({2, 4, 9, 8})); }},
 };
 

@@ -19,6 +19,7 @@
 #include "octet/nn/fake_quantize.h"
 #include "octet/nn/int8.h"
 #include "octet/nn/layers.h"
+#include "octet/ops/histogram.h"
 
 namespace octet::nn {
 namespace {
@@ -61,6 +62,33 @@ TEST(FakeQuantizeModule, RangesActFromTheNextForwardOn) {
   for (int i = 0; i < 100; ++i) ASSERT_EQ(y[i].item<float>(), fake_quantize(x[i].item<float>(), g));
 }
 
+TEST(FakeQuantizeModule, HistogramsChooseTheRangeUntilItActs) {
+  const at::Tensor x = at::cat({at::linspace(-1, 1, 1000), at::full({2}, 50.0)});
+  for (const char* observer : {"percentile", "mse", "entropy"}) {
+    FakeQuantize fake(Spec{.observer = observer, .percentile = 99.0});
+    EXPECT_EQ(keys(*fake).count("histogram"), 1) << observer;
+    EXPECT_TRUE(at::equal(fake->forward(x), x)) << observer;
+    const auto [low, high] = histogram_range(fake->histogram, fake->exponent, observer, 99.0, 0, 255, false);
+    EXPECT_EQ(fake->min.item<float>(), low.item<float>()) << observer;
+    EXPECT_EQ(fake->max.item<float>(), high.item<float>()) << observer;
+    EXPECT_EQ(fake->histogram.sum().item<int64_t>(), 1002) << observer;
+    fake->forward(x * 3);  // on the grid: what lies beyond its ends cannot be seen
+    EXPECT_EQ(fake->max.item<float>(), high.item<float>()) << observer;
+    fake->set_calibrating(true);
+    fake->forward(x * 2);
+    fake->forward(x * 2);
+    EXPECT_EQ(fake->histogram.sum().item<int64_t>(), 2004) << observer;
+    fake->forward(at::full({3}, std::numeric_limits<float>::quiet_NaN()));
+    EXPECT_EQ(fake->histogram.sum().item<int64_t>(), 2004) << observer;
+    EXPECT_EQ(fake->nonfinite.item<int64_t>(), 1) << observer;
+  }
+  FakeQuantize cut(Spec{.observer = "percentile", .percentile = 99.0});
+  cut->forward(x);
+  EXPECT_LT(cut->max.item<float>(), 1.1f);
+  const Spec nothing{.observer = "percentile", .percentile = 0.0};
+  EXPECT_ERROR(FakeQuantize{nothing}, "percentile must be in (0, 100]");
+}
+
 TEST(FakeQuantizeModule, EvaluationDoesNotObserve) {
   FakeQuantize fake = grid(-1, 2);
   fake->eval();
@@ -86,8 +114,7 @@ TEST(FakeQuantizeModule, ScalesStayFloat32) {
 
 TEST(FakeQuantizeModule, ErrorsSayWhatMustHold) {
   EXPECT_ERROR(FakeQuantize(Spec{.bits = 9}), "Spec: bits must be 2 to 8 (got 9)");
-  EXPECT_ERROR(FakeQuantize(Spec{.observer = "mean"}),
-               "observer must be \"min_max\" or \"moving_average\" (got \"mean\")");
+  EXPECT_ERROR(FakeQuantize(Spec{.observer = "mean"}), "\"mse\" or \"entropy\" (got \"mean\")");
   EXPECT_ERROR(FakeQuantize(Spec{.averaging_constant = 0}), "averaging_constant must be in (0, 1] (got 0)");
   FakeQuantize fake(Spec{}, "stem");
   EXPECT_ERROR(fake->forward(at::full({2}, 1, at::kInt)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._pickle import restore_type_tag
 
+from octet import Spec
 from octet.nn import (
     AdaptiveAvgPool2d,
     Add,
@@ -50,6 +51,11 @@ class Residual(nn.Module):
         return self.add(self.second(self.first(x)), x)
 
 
+def observed_by(observer: str):
+    spec = Spec(observer=observer, percentile=95.0)
+    return lambda a, b: ConvBn2d(4, 6, 3, input=a, activations=spec)
+
+
 # As in tests/cpp/module_runner.cpp.
 MODULES = {
     "Conv2d": (lambda a, b: Conv2d(4, 6, 3, stride=2, input=a), IMAGE),
@@ -64,6 +70,9 @@ MODULES = {
     "AdaptiveAvgPool2d": (lambda a, b: AdaptiveAvgPool2d((2, 2), input=a), IMAGE),
     "Add": (lambda a, b: Add(a, b), IMAGE),
     "AddReLU": (lambda a, b: AddReLU(a, b), IMAGE),
+    "percentile": (observed_by("percentile"), IMAGE),
+    "mse": (observed_by("mse"), IMAGE),
+    "entropy": (observed_by("entropy"), IMAGE),
     "Residual": (lambda a, b: Residual(), IMAGE),
 }
 

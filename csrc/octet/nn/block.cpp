@@ -78,8 +78,8 @@ void BlockImpl::switch_to(torch::nn::AnyModule int8) {
 // Without an input grid the block is not active, and the op does not read what stands in for it.
 GridArguments BlockImpl::grid_of(const FakeQuantize& input) const { return (input ? input : output)->grid(); }
 
-void BlockImpl::observe(const at::Tensor& low, const at::Tensor& high) {
-  if (output->observes()) output->observe(low, high);
+void BlockImpl::observe(const at::Tensor& low, const at::Tensor& high, const at::Tensor& y) {
+  if (output->observes()) output->observe(low, high, y);
   output->settle(*output);
 }
 

@@ -81,8 +81,9 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor run(Tensors operands, const Compute& compute);
   virtual at::Tensor call(torch::nn::AnyModule& int8, const Tensors& codes) { return int8.forward(codes[0]); }
   GridArguments grid_of(const FakeQuantize& input) const;
-  void observe(const at::Tensor& low, const at::Tensor& high);  // and ends the output grid's part of this forward
-  int8::Bounds bounds() const;                                  // rule 6: an activation is a clamp of the output codes
+  void observe(const at::Tensor& low, const at::Tensor& high,
+               const at::Tensor& y);  // and ends the output grid's part of this forward
+  int8::Bounds bounds() const;        // rule 6: an activation is a clamp of the output codes
   void check_ready() const;
 
  private:
@@ -122,8 +123,8 @@ class NormBlockImpl : public BlockImpl {
   }
   // Writes what a forward showed to the buffers.
   template <class BatchNorm>
-  void finish(const BatchNorm& bn, const at::Tensor& low, const at::Tensor& high, const at::Tensor& mean,
-              const at::Tensor& var, const at::Tensor& count);
+  void finish(const BatchNorm& bn, const at::Tensor& y, const at::Tensor& low, const at::Tensor& high,
+              const at::Tensor& mean, const at::Tensor& var, const at::Tensor& count);
   int8::Folded fold(const at::Tensor& weight, const at::Tensor& bias, const Norm& norm) const;
   int8::Requantization requantization() const;
   void check_accumulator(const at::Tensor& weight) const;  // rule 5
@@ -146,9 +147,9 @@ NormBlockImpl::Norm NormBlockImpl::norm(const BatchNorm& bn) {
 }
 
 template <class BatchNorm>
-void NormBlockImpl::finish(const BatchNorm& bn, const at::Tensor& low, const at::Tensor& high, const at::Tensor& mean,
-                           const at::Tensor& var, const at::Tensor& count) {
-  observe(low, high);
+void NormBlockImpl::finish(const BatchNorm& bn, const at::Tensor& y, const at::Tensor& low, const at::Tensor& high,
+                           const at::Tensor& mean, const at::Tensor& var, const at::Tensor& count) {
+  observe(low, high, y);
   if (!batch_stats(bn)) return;
   detail::update_statistics(bn->running_mean, bn->running_var, bn->num_batches_tracked, mean, var, count,
                             bn->options.momentum());

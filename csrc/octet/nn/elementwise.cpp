@@ -23,7 +23,7 @@ at::Tensor AddImpl::forward(const at::Tensor& left, const at::Tensor& right) {
         x[0], x[1], subtract ? -1.0 : 1.0, static_cast<int64_t>(activation), ga->scale, ga->zero_point, ga->steps,
         ga->qmin, ga->qmax, gb->scale, gb->zero_point, gb->steps, gb->qmin, gb->qmax, output->scale, output->zero_point,
         output->steps, output->qmin, output->qmax, active(), output->observes());
-    observe(low, high);
+    observe(low, high, sum);
     return sum;
   });
 }
@@ -88,7 +88,7 @@ at::Tensor AvgPoolBlockImpl::forward(const at::Tensor& value) {
         x[0], geometry.kernel_size, geometry.stride, geometry.padding, geometry.ceil_mode, geometry.count_include_pad,
         geometry.divisor_override, geometry.output_size, in.scale, in.zero_point, in.qmin, in.qmax, out.scale,
         out.zero_point, out.qmin, out.qmax, active(), output->observes());
-    observe(low, high);
+    observe(low, high, y);
     return y;
   });
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <limits>
@@ -9,8 +10,10 @@
 #include <utility>
 
 #include "octet/core/grid.h"
+#include "octet/core/histogram.h"
 #include "octet/ops/commit_ranges.h"
 #include "octet/ops/fake_quantize.h"
+#include "octet/ops/histogram.h"
 #include "octet/ops/observe.h"
 
 namespace octet::nn {
@@ -19,14 +22,21 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+bool counts(const Spec& spec) {
+  return spec.observer == "percentile" || spec.observer == "mse" || spec.observer == "entropy";
+}
+
 enum Staleness { kFresh, kSwitchedOff, kStale };  // values of the buffer `stale`
 
 }  // namespace
 
 void check_spec(const Spec& spec) {
   TORCH_CHECK(spec.bits >= 2 && spec.bits <= 8, "Spec: bits must be 2 to 8 (got ", spec.bits, ")");
-  TORCH_CHECK(spec.observer == "min_max" || spec.observer == "moving_average",
-              "Spec: observer must be \"min_max\" or \"moving_average\" (got \"", spec.observer, "\")");
+  TORCH_CHECK(spec.observer == "min_max" || spec.observer == "moving_average" || counts(spec),
+              "Spec: observer must be \"min_max\", \"moving_average\", \"percentile\", \"mse\" or \"entropy\" (got \"",
+              spec.observer, "\")");
+  TORCH_CHECK(spec.percentile > 0 && spec.percentile <= 100, "Spec: percentile must be in (0, 100] (got ",
+              spec.percentile, ")");
   TORCH_CHECK(spec.averaging_constant > 0 && spec.averaging_constant <= 1,
               "Spec: averaging_constant must be in (0, 1] (got ", spec.averaging_constant, ")");
 }
@@ -57,6 +67,30 @@ struct CommitColumns {
   }
 };
 
+// Those of octet::commit_histograms_, one entry per grid that has a histogram.
+struct HistogramColumns {
+  std::vector<at::Tensor> histogram, exponent, pending_histogram, pending_exponent, pending_min, pending_max;
+  c10::List<std::string> method;
+  std::vector<double> percentile;
+  std::vector<int64_t> qmin, qmax;
+  c10::List<bool> symmetric;
+
+  void run() const {
+    commit_histograms_(histogram, exponent, pending_histogram, pending_exponent, pending_min, pending_max, method,
+                       percentile, qmin, qmax, symmetric);
+  }
+};
+
+void add_histogram(HistogramColumns& columns, const FakeQuantizeImpl& grid) {
+  columns.histogram.push_back(grid.histogram);
+  columns.exponent.push_back(grid.exponent);
+  columns.method.push_back(grid.spec.observer);
+  columns.percentile.push_back(grid.spec.percentile);
+  columns.qmin.push_back(grid.qmin);
+  columns.qmax.push_back(grid.qmax);
+  columns.symmetric.push_back(grid.spec.symmetric);
+}
+
 void add_grid(CommitColumns& columns, const FakeQuantizeImpl& grid, int64_t component) {
   columns.min.push_back(grid.min);
   columns.max.push_back(grid.max);
@@ -77,15 +111,24 @@ void add_grid(CommitColumns& columns, const FakeQuantizeImpl& grid, int64_t comp
 void GridSet::commit() {
   pending = false;
   CommitColumns columns;
+  HistogramColumns histograms;
   std::vector<std::shared_ptr<FakeQuantizeImpl>> living;
   for (size_t i = 0; i < grids.size(); ++i) {
     if (auto grid = grids[i].lock()) {
       add_grid(columns, *grid, components[i]);
       columns.pending_min.push_back(grid->pending_min_);
       columns.pending_max.push_back(grid->pending_max_);
+      if (counts(grid->spec)) {
+        add_histogram(histograms, *grid);
+        histograms.pending_histogram.push_back(grid->pending_histogram_);
+        histograms.pending_exponent.push_back(grid->pending_exponent_);
+        histograms.pending_min.push_back(grid->pending_min_);
+        histograms.pending_max.push_back(grid->pending_max_);
+      }
       living.push_back(std::move(grid));
     }
   }
+  if (!histograms.histogram.empty()) histograms.run();
   columns.run();
   for (const auto& grid : living) grid->note_commit();
 }
@@ -108,11 +151,18 @@ FakeQuantizeImpl::FakeQuantizeImpl(const Spec& spec, std::string label)
   nonfinite = register_buffer("nonfinite", at::scalar_tensor(0, at::kLong));
   pending_min_ = min.clone();
   pending_max_ = max.clone();
+  if (!counts(spec)) return;
+  histogram = register_buffer("histogram", at::zeros({kHistogramBins}, at::kLong));
+  exponent = register_buffer("exponent", at::scalar_tensor(kSmallestExponent, at::kInt));
+  pending_histogram_ = histogram.clone();
+  pending_exponent_ = exponent.clone();
 }
 
 bool FakeQuantizeImpl::ready() const { return min.item<float>() <= max.item<float>(); }
 
-bool FakeQuantizeImpl::observes() const { return calibrating_ || (is_training() && observing.item<bool>()); }
+bool FakeQuantizeImpl::observes() const {
+  return calibrating_ || (is_training() && observing.item<bool>() && !(counts(spec) && active()));
+}
 
 bool FakeQuantizeImpl::active() const { return !calibrating_ && enabled.item<bool>() && ready(); }
 
@@ -125,20 +175,21 @@ at::Tensor FakeQuantizeImpl::forward(const at::Tensor& x) {
   } else if (active()) {
     const auto [value, low, high] = observe_and_fake_quantize(x, scale, zero_point, qmin, qmax);
     y = value;
-    observe(low, high);
+    observe(low, high, x);
   } else {
     const auto [low, high] = min_max(x.detach());
-    observe(low, high);
+    observe(low, high, x);
   }
   settle(*this);
   return y;
 }
 
-void FakeQuantizeImpl::observe(const at::Tensor& low, const at::Tensor& high) {
+void FakeQuantizeImpl::observe(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x) {
   if (!set_)
     set_ = std::make_shared<GridSet>(
         GridSet{{std::static_pointer_cast<FakeQuantizeImpl>(shared_from_this())}, {-1}, this});
   merge_pending_(pending_min_, pending_max_, low, high);
+  if (counts(spec)) add_to_histogram_(pending_histogram_, pending_exponent_, x.detach(), std::nullopt);
   set_->pending = true;
 }
 
@@ -160,8 +211,17 @@ void FakeQuantizeImpl::set_calibrating(bool on) {
     min.fill_(kInfinity);
     max.fill_(-kInfinity);
     stale.fill_(kFresh);
+    if (counts(spec)) {
+      histogram.zero_();
+      exponent.fill_(kSmallestExponent);
+    }
   }
   calibrating_ = on;
+}
+
+std::string FakeQuantizeImpl::observer() const {
+  if (counts(spec)) return "latest";
+  return calibrating_ ? "min_max" : spec.observer;
 }
 
 void FakeQuantizeImpl::note_commit() {
@@ -190,6 +250,9 @@ void FakeQuantizeImpl::to(torch::Device device, bool non_blocking) {
   Module::to(device, non_blocking);
   pending_min_ = pending_min_.to(device);
   pending_max_ = pending_max_.to(device);
+  if (!counts(spec)) return;
+  pending_histogram_ = pending_histogram_.to(device);
+  pending_exponent_ = pending_exponent_.to(device);
 }
 
 void FakeQuantizeImpl::pretty_print(std::ostream& stream) const {

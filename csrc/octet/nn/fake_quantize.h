@@ -37,8 +37,9 @@ struct GridArguments {
 //
 // Buffers, all 0-d, the same as Python's: min, max (+inf, -inf while empty), scale, zero_point, steps, observing,
 // enabled, stale, nonfinite. stale is 1 while fake quantization is off after it had been on, 2 once the range was
-// observed in training since then, so that it is not that of the quantized model. They keep their dtype under
-// Module::to. The switches are read from the buffers in every forward, so that a loaded state acts at once.
+// observed in training since then, so that it is not that of the quantized model. With an observer that needs one also
+// histogram, int64 [8192], and exponent, of its bins' width; such a grid observes until it is active. They keep their
+// dtype under Module::to. The switches are read from the buffers in every forward, so that a loaded state acts at once.
 class FakeQuantizeImpl : public torch::nn::Module {
  public:
   // label: what errors call this grid.
@@ -46,8 +47,8 @@ class FakeQuantizeImpl : public torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& x);
 
-  // Adds the range of one tensor (float32 [] each) to what this forward saw.
-  void observe(const at::Tensor& low, const at::Tensor& high);
+  // Adds one tensor, in float, and its range (float32 [] each) to what this forward saw.
+  void observe(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x);
   // `by` has done its part of a forward: if the forward ends with it, what was observed becomes grids. It ends with the
   // grid itself if that is bound to no others, else as bind says.
   void settle(const torch::nn::Module& by);
@@ -61,7 +62,7 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void set_enabled(bool on);  // fake quantization
   // Observing in evaluation mode, all forwards with equal weight; drops the range there was.
   void set_calibrating(bool on);
-  std::string observer() const { return calibrating_ ? "min_max" : spec.observer; }  // in this forward
+  std::string observer() const;  // as commit_ranges_ calls it, in this forward
 
   // Throws unless the grid can be converted: it has a finite range, fake quantization is on, the range is not stale.
   void check_ready() const;
@@ -72,6 +73,7 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void pretty_print(std::ostream& stream) const override;
 
   at::Tensor min, max, scale, zero_point, steps, observing, enabled, stale, nonfinite;
+  at::Tensor histogram, exponent;  // undefined without an observer that needs them
   Spec spec;
   int64_t qmin, qmax;
   std::string label;
@@ -82,8 +84,9 @@ class FakeQuantizeImpl : public torch::nn::Module {
                    const torch::nn::Module* last);
   void note_commit();
 
-  at::Tensor pending_min_, pending_max_;  // what this forward saw; not part of the state
-  std::shared_ptr<GridSet> set_;          // those it commits with; made on the first observation if bind was not called
+  // What this forward saw; not part of the state.
+  at::Tensor pending_min_, pending_max_, pending_histogram_, pending_exponent_;
+  std::shared_ptr<GridSet> set_;  // those it commits with; made on the first observation if bind was not called
   bool calibrating_ = false;
 };
 TORCH_MODULE(FakeQuantize);

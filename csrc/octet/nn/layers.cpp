@@ -60,7 +60,7 @@ at::Tensor ConvBlockImpl<D>::forward(const at::Tensor& value) {
         geometry_.padding, geometry_.dilation, geometry_.groups, static_cast<int64_t>(activation), weights.bits,
         weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax,
         active(), batch_stats(bn), output->observes(), /*low_memory=*/false, process_group);
-    finish(bn, low, high, mean, var, count);
+    finish(bn, y, low, high, mean, var, count);
     return y;
   });
 }
@@ -94,7 +94,7 @@ at::Tensor LinearBlockImpl::forward(const at::Tensor& value) {
         x[0], linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
         static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax,
         out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes(), process_group);
-    finish(bn, low, high, mean, var, count);
+    finish(bn, y, low, high, mean, var, count);
     return y;
   });
 }
@@ -120,7 +120,7 @@ at::Tensor BatchNormBlockImpl<D>::forward(const at::Tensor& value) {
         batch_norm_block(x[0], n.weight, n.bias, n.mean, n.var, n.eps, static_cast<int64_t>(activation), in.scale,
                          in.zero_point, in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(),
                          batch_stats(bn), output->observes(), process_group);
-    finish(bn, low, high, mean, var, count);
+    finish(bn, y, low, high, mean, var, count);
     return y;
   });
 }

@@ -12,9 +12,12 @@ namespace octet {
 struct Spec {
   int64_t bits = 8;        // 2 to 8; activations [0, 2^bits - 1], weights symmetric without the lowest code
   bool symmetric = false;  // activations: the zero point is in the middle. Weights always are symmetric
-  std::string observer = "moving_average";  // activations: or "min_max", the widest range ever seen
-  double averaging_constant = 0.01;         // weight of the newest batch in the moving average, in (0, 1]
-  bool per_channel = true;                  // weights: one scale per output channel
+  // activations: "moving_average" follows the batches, "min_max" keeps the widest range ever seen; "percentile", "mse"
+  // and "entropy" choose the range from a histogram of values in float
+  std::string observer = "moving_average";
+  double averaging_constant = 0.01;  // weight of the newest batch in the moving average, in (0, 1]
+  double percentile = 99.99;         // of the values, how many "percentile" keeps, in (0, 100]
+  bool per_channel = true;           // weights: one scale per output channel
 };
 
 // In Recipe::overrides: this layer stays float.
