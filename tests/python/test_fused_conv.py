@@ -307,6 +307,8 @@ def test_opcheck(layout: torch.memory_format) -> None:
     moments = (*statistics[:2], torch.tensor(sums.numel() // sums.size(1)))
     backward = (torch.randn_like(y), bits, sums, *moments, block.gamma.detach(), 1e-5, torch.bfloat16, "")
     torch.library.opcheck(ops._block_tail_backward.default, backward)
+    recomputed = (backward[0], bits, *arguments[:3], *arguments[5:], *backward[3:])
+    torch.library.opcheck(ops._recomputed_tail_backward.default, recomputed)
     torch.library.opcheck(ops.conv_block.default, block.arguments())
 
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
+#include "octet/kernels/training.h"
 
 namespace octet::kernels {
 namespace {
@@ -90,6 +91,7 @@ void fake_quantize_chunks(const float* x, const ChannelLayout& raw, const Channe
   const RowKernels& rows = active_kernels().rows;
   const ChannelLayout layout = normalized(raw);
   const int64_t size = layout.size();
+  if (pass && size > 0) pass[pass_bytes(size) - 1] = 0;  // perhaps behind the last element
   parallel((size + kChunk - 1) / kChunk, kGrain / kChunk, [&](int64_t first, int64_t last) {
     float min = std::numeric_limits<float>::infinity(), max = -min;
     for (int64_t chunk = first; chunk < last; ++chunk) {
@@ -124,6 +126,12 @@ void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids
 
 void fake_quantize(const float* x, const ChannelLayout& layout, const ChannelGrids& grids, float* y, uint8_t* pass,
                    ParallelFor parallel) {
+  if (pass && layout.channels == 1) {  // bits straight from the comparison, where flags would go through memory
+    const float one = 1.0f, zero = 0.0f;
+    const Grid grid{grids.scale[0], grids.zero_point[0], grids.qmin, grids.qmax};
+    return tail_forward(x, {layout.size(), 1, 1}, {&one, &zero, Activation::kIdentity, grid}, {y, nullptr, pass},
+                        parallel);
+  }
   fake_quantize_chunks(x, layout, grids, y, pass, nullptr, parallel);
 }
 
@@ -135,11 +143,8 @@ void observe_and_fake_quantize(const float* x, const ChannelLayout& layout, cons
 }
 
 void fake_quantize_backward(const float* grad, const uint8_t* pass, int64_t n, float* grad_x, ParallelFor parallel) {
-  const RowKernels& rows = active_kernels().rows;
-  parallel((n + 7) / 8, kGrain / 8, [&](int64_t first, int64_t last) {
-    const int64_t begin = first * 8, end = std::min(last * 8, n);
-    rows.mask(grad + begin, pass + first, end - begin, grad_x + begin);
-  });
+  const float one = 1.0f;
+  tail_backward(grad, pass, nullptr, {nullptr, &one, nullptr, nullptr}, {n, 1, 1}, grad_x, parallel);
 }
 
 void min_max(const float* x, const ChannelLayout& raw, float* min, float* max, ParallelFor parallel) {

@@ -36,8 +36,8 @@ void dequantize(const uint8_t* q, const ChannelLayout& layout, const ChannelGrid
 void dequantize(const int8_t* q, const ChannelLayout& layout, const ChannelGrids& grids, float* y,
                 ParallelFor parallel);
 
-// One bit per element: element i is bit i % 8 of byte i / 8.
-constexpr int64_t pass_bytes(int64_t elements) { return (elements + 7) / 8; }
+// One bit per element: element i is bit i % 8 of byte i / 8; whole groups of sixteen, 2-byte aligned.
+constexpr int64_t pass_bytes(int64_t elements) { return (elements + 15) / 16 * 2; }
 
 // Rule 2; NaN passes. pass (may be null): where the straight-through gradient is 1, pass_bytes(layout.size()) bytes.
 // y may be x.

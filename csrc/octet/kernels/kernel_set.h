@@ -53,7 +53,6 @@ struct RowKernels {
   void (*fake_quantize)(const float* x, int64_t n, const RowGrid& grid, float* y,
                         uint8_t* flags);  // flags: 0/1, or null
   void (*pack_bits)(const uint8_t* flags, int64_t n, uint8_t* bits);
-  void (*mask)(const float* grad, const uint8_t* bits, int64_t n, float* grad_x);
   void (*min_max)(const float* x, int64_t n, float* min, float* max);  // into one entry; NaN sticks
   void (*min_max_each)(const float* low, const float* high, int64_t n, float* min, float* max);  // into n entries
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);

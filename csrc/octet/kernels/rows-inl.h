@@ -92,16 +92,6 @@ static void pack_bits_row(const uint8_t* __restrict flags, int64_t n, uint8_t* _
   bits[i / 8] = byte;
 }
 
-static void mask_row(const float* grad, const uint8_t* __restrict bits, int64_t n, float* grad_x) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const uint32_t byte = bits[i / 8];
-    OCTET_INDEPENDENT
-    for (int j = 0; j < 8; ++j) grad_x[i + j] = (byte & (1u << j)) ? grad[i + j] : 0.0f;
-  }
-  for (; i < n; ++i) grad_x[i] = (bits[i / 8] >> (i % 8) & 1) ? grad[i] : 0.0f;
-}
-
 // low and high may be one array: then these are the ranges of its elements.
 static void min_max_each_row(const float* low, const float* high, int64_t n, float* __restrict min,
                              float* __restrict max) {
@@ -213,7 +203,6 @@ static constexpr RowKernels row_kernels() {
           dequantize_row<int8_t>,
           fake_quantize_row,
           pack_bits_row,
-          mask_row,
           min_max_row,
           min_max_each_row,
           lookup_row,

@@ -120,14 +120,28 @@ Forward forward_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor
 
 Statistics statistics_meta(const Tensor& x) { return allocate_statistics(x); }
 
-Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x, const Tensor& mean,
-                      const Tensor& var, const Tensor& count, const Optional& gamma, double eps, at::ScalarType dtype,
+Backward backward_cpu(const Tensor& grad, const Tensor& pass, const Tensor& x, const Tensor& mean, const Tensor& var,
+                      const Tensor& count, const Optional& gamma, double eps, at::ScalarType dtype,
                       std::string_view group) {
+  return detail::block_tail_backward_cpu(grad, pass, x, {mean, var, count}, gamma, eps, dtype, group, false);
+}
+
+Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&, const Tensor&,
+                       const Optional&, double, at::ScalarType dtype, std::string_view) {
+  return {at::empty_like(in_order(x, x), dtype), at::empty_like(mean), at::empty_like(mean)};
+}
+
+}  // namespace
+
+Backward detail::block_tail_backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x,
+                                         const Moments& moments, const Optional& gamma, double eps,
+                                         at::ScalarType dtype, std::string_view group, bool overwrite_x) {
+  const auto& [mean, var, count] = moments;
   const Tensor x = in_order(raw_x, raw_x), grad = in_order(raw_grad, x);
   const kernels::ChannelLayout layout = layout_of(x);
   const int64_t channels = layout.channels;
   const bool narrow = dtype == at::kBFloat16;
-  Tensor grad_x = at::empty_like(x, narrow ? dtype : at::kFloat);
+  Tensor grad_x = overwrite_x && !narrow ? x : at::empty_like(x, narrow ? dtype : at::kFloat);
   Tensor grad_gamma = at::zeros_like(mean), grad_beta = at::zeros_like(mean);  // an empty batch adds nothing
   const float* g = grad.const_data_ptr<float>();
   const float* data = x.const_data_ptr<float>();
@@ -158,13 +172,6 @@ Backward backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& 
   }
   return {narrow || dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
 }
-
-Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tensor& mean, const Tensor&, const Tensor&,
-                       const Optional&, double, at::ScalarType dtype, std::string_view) {
-  return {at::empty_like(in_order(x, x), dtype), at::empty_like(mean), at::empty_like(mean)};
-}
-
-}  // namespace
 
 detail::BatchStatistics detail::batch_statistics(const Tensor& x) {
   static const auto op = find_op<decltype(statistics_cpu)>("_batch_statistics");

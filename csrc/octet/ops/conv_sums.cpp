@@ -29,6 +29,7 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 using Codes = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale to read them by, whether they are the values
 using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // sums, mean, var, min, max
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;             // of the sums, gamma, beta
 
 namespace {
 
@@ -109,6 +110,44 @@ Sums float_sums(const Tensor& x, const Tensor& weight, int64_t weight_bits, bool
   return {sums, statistics.mean, statistics.var, statistics.min, statistics.max};
 }
 
+// A convolution of codes and what its kernel takes; `codes` has channels innermost.
+class ConvOfCodes {
+ public:
+  ConvOfCodes(const Tensor& codes, const Tensor& scale, const Tensor& zero_point, const Tensor& raw_weight,
+              const detail::WeightCodes& weight_codes, const detail::ConvArguments& conv)
+      : codes_(codes),
+        zero_point_(zero_point.item<int32_t>()),
+        sums_(allocate_sums(codes, raw_weight, conv.stride, conv.padding, conv.dilation, conv.groups)),
+        shape_(detail::conv_shape(codes, raw_weight, sums_, conv.stride, conv.padding, conv.dilation, conv.groups)),
+        weight_(raw_weight, weight_codes.bits, weight_codes.per_channel),
+        packed_(codes_of(weight_).const_data_ptr<int8_t>(), shape_),
+        scales_(shape_.out_channels) {
+    const auto input_scale = scale.item<float>();
+    for (int64_t c = 0; c < shape_.out_channels; ++c) scales_[c] = input_scale * weight_.scale(c);
+  }
+
+  // Written by run().
+  const Tensor& sums() const { return sums_; }
+
+  void run(const kernels::ChannelStatistics& statistics) const {
+    kernels::conv_with_statistics(packed_, shape_, codes_.const_data_ptr<uint8_t>(), zero_point_, scales_.data(),
+                                  sums_.mutable_data_ptr<float>(), statistics, detail::torch_parallel);
+  }
+  void run() const {
+    kernels::run_conv_sums(packed_, shape_, codes_.const_data_ptr<uint8_t>(), zero_point_, scales_.data(),
+                           sums_.mutable_data_ptr<float>(), detail::torch_parallel);
+  }
+
+ private:
+  Tensor codes_;
+  int32_t zero_point_;
+  Tensor sums_;
+  kernels::ConvShape shape_;
+  detail::WeightRows weight_;
+  kernels::PackedConv packed_;
+  std::vector<float> scales_;
+};
+
 Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, const Optional& x,
                    const Optional& on_grid, const Tensor& raw_weight, int64_t weight_bits, bool per_channel,
                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
@@ -116,19 +155,12 @@ Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_po
     return float_sums(*x, raw_weight, weight_bits, per_channel, stride, padding, dilation, groups);
   }
   const Tensor codes = detail::channels_innermost(raw);
-  const Tensor y = allocate_sums(codes, raw_weight, stride, padding, dilation, groups);
-  const kernels::ConvShape shape = detail::conv_shape(codes, raw_weight, y, stride, padding, dilation, groups);
-  const detail::WeightRows weight(raw_weight, weight_bits, per_channel);
-  const kernels::PackedConv packed(codes_of(weight).const_data_ptr<int8_t>(), shape);
-  const auto input_scale = scale.item<float>();
-  std::vector<float> scales(shape.out_channels);
-  for (int64_t c = 0; c < shape.out_channels; ++c) scales[c] = input_scale * weight.scale(c);
-  const Sums result = with_statistics(y);
+  const ConvOfCodes conv(codes, scale, zero_point, raw_weight, {weight_bits, per_channel},
+                         {stride, padding, dilation, groups});
+  const Sums result = with_statistics(conv.sums());
   const auto& [sums, mean, var, min, max] = result;
-  const kernels::ChannelStatistics out{mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>(),
-                                       min.mutable_data_ptr<float>(), max.mutable_data_ptr<float>()};
-  kernels::conv_with_statistics(packed, shape, codes.const_data_ptr<uint8_t>(), zero_point.item<int32_t>(),
-                                scales.data(), sums.mutable_data_ptr<float>(), out, detail::torch_parallel);
+  conv.run({mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>(), min.mutable_data_ptr<float>(),
+            max.mutable_data_ptr<float>()});
   return result;
 }
 
@@ -136,6 +168,27 @@ Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Opt
                     const Tensor& weight, int64_t, bool, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                     int64_t groups) {
   return with_statistics(allocate_sums(codes, weight, stride, padding, dilation, groups));
+}
+
+Gradients recomputed_backward_cpu(const Tensor& grad, const Tensor& pass, const Tensor& raw, const Tensor& scale,
+                                  const Tensor& zero_point, const Tensor& weight, int64_t weight_bits, bool per_channel,
+                                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                  const Tensor& mean, const Tensor& var, const Tensor& count, const Optional& gamma,
+                                  double eps, at::ScalarType dtype, std::string_view group) {
+  const Tensor codes = detail::channels_innermost(raw);
+  const ConvOfCodes conv(codes, scale, zero_point, weight, {weight_bits, per_channel},
+                         {stride, padding, dilation, groups});
+  conv.run();
+  return detail::block_tail_backward_cpu(grad, pass, conv.sums(), {mean, var, count}, gamma, eps, dtype, group,
+                                         /*overwrite_x=*/true);
+}
+
+Gradients recomputed_backward_meta(const Tensor&, const Tensor&, const Tensor& codes, const Tensor&, const Tensor&,
+                                   const Tensor& weight, int64_t, bool, IntArrayRef stride, IntArrayRef padding,
+                                   IntArrayRef dilation, int64_t groups, const Tensor& mean, const Tensor&,
+                                   const Tensor&, const Optional&, double, at::ScalarType dtype, std::string_view) {
+  const Tensor sums = allocate_sums(codes, weight, stride, padding, dilation, groups);
+  return {at::empty_like(sums, dtype), at::empty_like(mean), at::empty_like(mean)};
 }
 
 }  // namespace
@@ -167,6 +220,18 @@ std::tuple<Tensor, detail::BatchStatistics> detail::conv_sums(const InputCodes& 
   return {sums, {mean, var, min, max}};
 }
 
+std::tuple<Tensor, Tensor, Tensor> detail::recomputed_tail_backward(const Tensor& grad, const Tensor& pass,
+                                                                    const InputCodes& input, const Tensor& weight,
+                                                                    const WeightCodes& weight_codes,
+                                                                    const ConvArguments& conv, const Moments& moments,
+                                                                    const Optional& gamma, double eps,
+                                                                    at::ScalarType dtype, std::string_view group) {
+  static const auto op = find_op<decltype(recomputed_backward_cpu)>("_recomputed_tail_backward");
+  return op.call(grad, pass, input.codes, input.scale, input.zero_point, weight, weight_codes.bits,
+                 weight_codes.per_channel, conv.stride, conv.padding, conv.dilation, conv.groups, moments.mean,
+                 moments.var, moments.count, gamma, eps, dtype, group);
+}
+
 TORCH_LIBRARY_FRAGMENT(octet, m) {
   m.def(
       "_input_codes(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> (Tensor codes, Tensor "
@@ -176,18 +241,25 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "_conv_sums(Tensor codes, Tensor scale, Tensor zero_point, Tensor? x, Tensor? on_grid, Tensor weight, int "
       "weight_bits, bool per_channel, int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor sums, Tensor "
       "mean, Tensor var, Tensor min, Tensor max)");
+  m.def(
+      "_recomputed_tail_backward(Tensor grad, Tensor pass_bits, Tensor codes, Tensor scale, Tensor zero_point, Tensor "
+      "weight, int weight_bits, bool per_channel, int[] stride, int[] padding, int[] dilation, int groups, Tensor "
+      "mean, Tensor var, Tensor count, Tensor? gamma, float eps, ScalarType dtype, str process_group) -> (Tensor, "
+      "Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(octet, CPU, m) {
   m.impl("_input_codes", TORCH_FN(input_codes_cpu));
   m.impl("_read_codes", TORCH_FN(read_codes_cpu));
   m.impl("_conv_sums", TORCH_FN(conv_sums_cpu));
+  m.impl("_recomputed_tail_backward", TORCH_FN(recomputed_backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
   m.impl("_input_codes", TORCH_FN(input_codes_meta));
   m.impl("_read_codes", TORCH_FN(read_codes_meta));
   m.impl("_conv_sums", TORCH_FN(conv_sums_meta));
+  m.impl("_recomputed_tail_backward", TORCH_FN(recomputed_backward_meta));
 }
 
 }  // namespace octet

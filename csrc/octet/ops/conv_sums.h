@@ -37,4 +37,11 @@ std::tuple<at::Tensor, BatchStatistics> conv_sums(const InputCodes& input, const
                                                   const at::Tensor& weight, const WeightCodes& weight_codes,
                                                   const ConvArguments& conv);
 
+// block_tail_backward where nothing was kept of the sums: they are computed again, without their statistics, and give
+// their memory to the gradient.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> recomputed_tail_backward(
+    const at::Tensor& grad, const at::Tensor& pass, const InputCodes& input, const at::Tensor& weight,
+    const WeightCodes& weight_codes, const ConvArguments& conv, const Moments& moments,
+    const std::optional<at::Tensor>& gamma, double eps, at::ScalarType dtype, std::string_view group);
+
 }  // namespace octet::detail

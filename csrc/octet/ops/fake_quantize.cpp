@@ -27,9 +27,9 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // y, pass bits, min
 namespace {
 
 // The three public ops are one internal op, octet::_fake_quantize_forward, and its gradient. keep_pass: the pass bits
-// are wanted, one per element in y's order of memory, bit i % 8 of byte i / 8 (else an empty tensor); they are all that
-// backward needs, so neither x nor the grid, whose buffers change between forward and backward, is kept. observe: min
-// and max of x are wanted (else the empty range).
+// are wanted, one per element in y's order of memory, bit i % 8 of byte i / 8, in pairs of bytes (else an empty
+// tensor); they are all that backward needs, so neither x nor the grid, whose buffers change between forward and
+// backward, is kept. observe: min and max of x are wanted (else the empty range).
 
 const char* op_name(Axis axis, bool observe) {
   if (observe) return "observe_and_fake_quantize";
@@ -52,7 +52,7 @@ Axis check(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis 
 }
 
 Tensor empty_pass(const Tensor& x, bool keep_pass) {
-  return at::empty_symint({keep_pass ? (x.sym_numel() + 7) / 8 : c10::SymInt(0)}, x.options().dtype(at::kByte));
+  return at::empty_symint({keep_pass ? (x.sym_numel() + 15) / 16 * 2 : c10::SymInt(0)}, x.options().dtype(at::kByte));
 }
 
 Result fake_quantize_cpu(const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t qmin,
@@ -101,7 +101,7 @@ Result fake_quantize_any(const Tensor& raw, const Tensor& scale, const Tensor& z
   Tensor pass = empty_pass(x, false);
   if (keep_pass) {
     const Tensor mask = codes.ge(qmin).logical_and_(codes.le(qmax)).as_strided({x.numel()}, {1}).to(at::kByte);
-    const Tensor padded = at::constant_pad_nd(mask, {0, (8 - x.numel() % 8) % 8});
+    const Tensor padded = at::constant_pad_nd(mask, {0, (16 - x.numel() % 16) % 16});
     pass = padded.view({-1, 8}).mul(bit_weights(x)).sum(1, false, at::kByte);
   }
   constexpr float kInfinity = std::numeric_limits<float>::infinity();

@@ -101,6 +101,19 @@ std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const In
   return {sums, batch_statistics(sums)};
 }
 
+// Gradients of the convolution's output, which low-memory mode has not kept (`sums` undefined), gamma and beta.
+std::tuple<Tensor, Tensor, Tensor> tail_gradients(const Constants& constants, const Tensor& grad, const Tensor& pass,
+                                                  const Tensor& sums, const InputCodes& input, const Tensor& weight,
+                                                  const Moments& moments, const Optional& gamma,
+                                                  std::string_view group) {
+  if (!sums.defined() && constants.integer) {
+    return recomputed_tail_backward(grad, pass, input, weight, {constants.weight_bits, constants.per_channel},
+                                    constants.conv(), moments, gamma, constants.eps, constants.conv_type, group);
+  }
+  const Tensor x = sums.defined() ? sums : std::get<0>(sums_of(constants, input, std::nullopt, weight));
+  return block_tail_backward(grad, pass, x, moments, gamma, constants.eps, constants.conv_type, group);
+}
+
 class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Optional& bias,
@@ -132,16 +145,15 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
     const InputCodes input{saved[0], saved[1], saved[2], Tensor()};
-    const Tensor &weight = saved[3], &pass = saved[6], &mean = saved[7], &var = saved[8];
+    const Tensor& weight = saved[3];
     const Optional gamma = optional(saved[4]);
     const Constants constants(context);
     const auto type = constants.conv_type;
-    const Tensor x = read(input, type);
-    Tensor sums = saved[5];
-    if (!sums.defined()) sums = std::get<0>(sums_of(constants, input, std::nullopt, weight));
+    const Moments moments{saved[7], saved[8], saved[9]};
     const auto [grad_sums, grad_gamma, grad_beta] =
-        block_tail_backward(gradients[0], pass, sums, {mean, var, saved[9]}, gamma, constants.eps, type,
-                            context->saved_data["group"].toStringRef());
+        tail_gradients(constants, gradients[0], saved[6], saved[5], input, weight, moments, gamma,
+                       context->saved_data["group"].toStringRef());
+    const Tensor x = read(input, type);  // not before the sums' memory is free again
     const ConvArguments conv = constants.conv();
     const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
     auto [grad_x, grad_weight, _] = at::convolution_backward(
@@ -152,7 +164,7 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     return {cast(grad_x, at::kFloat),
             cast(grad_weight, weight.scalar_type()),  // straight through: no weight lies outside its grid
             // Whatever is added to a channel, batch norm takes it out.
-            context->saved_data["has_bias"].toBool() ? at::zeros_like(mean) : Tensor(),
+            context->saved_data["has_bias"].toBool() ? at::zeros_like(grad_beta) : Tensor(),
             gamma ? cast(grad_gamma, gamma->scalar_type()) : Tensor(),
             context->saved_data["has_beta"].toBool() ? grad_beta : Tensor(), Tensor()};
   }
