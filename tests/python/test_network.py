@@ -82,6 +82,32 @@ def test_any_batch_on_any_number_of_threads(resnet, threads, batch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_that_leave_the_cache_run_part_by_part(resnet, threads):
+    model, *_ = resnet
+    x = torch.randn(5, 3, 160, 160)
+    expected = by_module(model)(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for batch in (1, 2, 3, 5):
+            assert torch.equal(model(x[:batch]), expected[:batch]), batch
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["ResNet", "MobileNetV2", "DenseNet"])
+def test_the_same_bits_on_every_instruction_set(name):
+    qat, inputs = trained(name, steps=2)
+    args, _ = inputs(3)
+    outputs = {}
+    for isa in octet.cpu.available():
+        with octet.cpu.force(isa):
+            outputs[isa] = octet.convert(qat)(*args)  # converted anew: packed weights keep their instruction set
+    for isa, output in outputs.items():
+        assert equal_bits(output, outputs["generic"]), isa
+
+
 @pytest.mark.parametrize(
     "change",
     {
@@ -240,6 +266,36 @@ def test_calls_and_dead_models_leak_nothing():
     for _ in range(200):
         run_once()
     assert resident_bytes() - before < 20 * 2**20
+
+
+@pytest.mark.slow
+def test_a_million_calls_from_four_threads_leak_nothing():
+    words = torch.tensor([1, 1, 1, 1, 1, 4, 11, 0, 8, 8, 0, 0, 0, 7, 100, 0, 255, -1])
+    layer = torch.randint(-127, 128, (64,), dtype=torch.int8)
+    zeros, ones = torch.zeros(8, dtype=torch.int32), torch.full((8,), 1 / 4095)
+    x = torch.randint(0, 256, (4, 8), dtype=torch.uint8)
+    expected = octet.ops.run_network([x], words, layer, zeros, ones)[0]
+    wrong: list[int] = []
+
+    def work(calls: int) -> None:
+        for i in range(calls):
+            y = octet.ops.run_network([x], words, layer, zeros, ones)[0]
+            if i % 1000 == 0 and not torch.equal(y, expected):
+                wrong.append(i)
+
+    def run_all(calls: int) -> None:
+        threads = [threading.Thread(target=work, args=(calls // 4,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    run_all(20_000)
+    gc.collect()
+    before = resident_bytes()
+    run_all(1_000_000)
+    assert wrong == []
+    assert resident_bytes() - before < 8 * 2**20
 
 
 def test_without_integer_parts_nothing_changes():

@@ -146,8 +146,9 @@ struct Depthwise {
 
 #include "octet/kernels/depthwise-inl.h"
 
-static constexpr ConvFamily kConv[] = {{"u8s8_depthwise_1x8__avx2", depthwise_accepts, depthwise_pack, depthwise_run},
-                                       {"u8s8_conv_6x16__avx2", accepts, pack, run}};
+static constexpr ConvFamily kConv[] = {
+    {"u8s8_depthwise_1x8__avx2", depthwise_accepts, depthwise_pack, depthwise_prepare, depthwise_run},
+    {"u8s8_conv_6x16__avx2", accepts, pack, prepare, run}};
 
 }  // namespace avx2
 

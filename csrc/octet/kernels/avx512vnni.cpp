@@ -11,6 +11,7 @@
 #include <cstring>
 #include <numeric>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
@@ -158,9 +159,9 @@ struct Depthwise {
 #include "octet/kernels/avx512vnni_depthwise-inl.h"
 
 static constexpr ConvFamily kConv[] = {
-    {"u8s8_depthwise3_1x32__avx512vnni", depthwise3_accepts, depthwise3_pack, depthwise3_run},
-    {"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_run},
-    {"u8s8_conv_6x64__avx512vnni", accepts, pack, run}};
+    {"u8s8_depthwise3_1x32__avx512vnni", depthwise3_accepts, depthwise3_pack, depthwise_prepare, depthwise3_run},
+    {"u8s8_depthwise_1x32__avx512vnni", depthwise_accepts, depthwise_pack, depthwise_prepare, depthwise_run},
+    {"u8s8_conv_6x64__avx512vnni", accepts, pack, prepare, run}};
 
 }  // namespace avx512vnni
 

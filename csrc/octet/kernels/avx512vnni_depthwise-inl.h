@@ -86,16 +86,14 @@ static void point_at_rows(const ConvShape& s, const uint8_t* x, int64_t row, int
   }
 }
 
-static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x,
+static void depthwise3_run(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x,
                            const ConvEpilogue& epilogue, const ConvOutput& y, ParallelFor parallel) {
   constexpr int64_t kColumns = 64;  // whose accumulators stay in the first-level cache
+  const auto* prepared = static_cast<const DepthwiseSetup*>(setup.get());
+  const ConvShape& s = prepared->shape;
+  const int32_t* init = prepared->init.data();
+  const uint8_t* outside = prepared->outside.data();
   const int64_t channels = s.out_channels, blocks = (channels + 31) / 32;
-  std::vector<int32_t> init(blocks * 32, 0);
-  for (int64_t c = 0; c < channels; ++c) {
-    init[c] = epilogue.bias[c] - epilogue.x_zero_point * weights.sums.as<int32_t>()[c];
-  }
-  std::array<uint8_t, 32> outside;
-  outside.fill(static_cast<uint8_t>(epilogue.x_zero_point));
   const __m512i padding = _mm512_set1_epi8(static_cast<char>(epilogue.x_zero_point));
   const auto row_function = s.stride[2] == 1 ? depthwise3_row<1> : depthwise3_row<2>;
   parallel(s.batch * s.out[0] * s.out[1], 1 + 30000 / (s.out[2] * channels), [&](int64_t begin, int64_t end) {
@@ -108,7 +106,7 @@ static void depthwise3_run(const PackedWeights& weights, const ConvShape& s, con
       const int64_t row = item / blocks, block = item % blocks, c = block * 32,
                     exist = std::min<int64_t>(32, channels - c);
       reader.exists = Depthwise::mask(exist);
-      point_at_rows(s, x, row, c, outside.data(), reader);
+      point_at_rows(s, x, row, c, outside, reader);
       for (int64_t first = 0; first < s.out[2]; first += kColumns) {
         const int64_t last = std::min(s.out[2], first + kColumns);
         row_function(reader, first, last, s.padding[2], weights.codes.as<int8_t>() + block * 384, &init[c], acc);

@@ -22,12 +22,12 @@ class PackedFinish {
     __m512 multiplier[kVectors];
     for (int v = 0; v < kVectors; ++v)
       multiplier[v] = _mm512_maskz_loadu_ps(exists, self.e_.multiplier + channel + 16 * v);
-    for (int row = 0; row < rows; row += kPixels) {
+    const auto pixels = [&](int row, auto whole) {
       int64_t place[kPixels];
       __m512i q[4];
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
-        const int r = std::min(row + v / kVectors, rows - 1), part = v % kVectors * 16;
+        const int r = whole ? row + v / kVectors : std::min(row + v / kVectors, rows - 1), part = v % kVectors * 16;
         if (part == 0) place[v / kVectors] = at(r) + channel;
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc + r * acc_stride + part));
         q[v] = self.steps(_mm512_mul_ps(sum, multiplier[part / 16]), place[v / kVectors] + part, exists);
@@ -44,7 +44,10 @@ class PackedFinish {
         self.store(_mm512_extracti32x4_epi32(codes, 2), place[2], exists);
         self.store(_mm512_extracti32x4_epi32(codes, 3), place[3], exists);
       }
-    }
+    };
+    int row = 0;
+    for (; row + kPixels <= rows; row += kPixels) pixels(row, std::true_type());
+    if (row < rows) pixels(row, std::false_type());  // the last pixel takes the places of those that do not exist
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "octet/kernels/kernel_set.h"
+#include "octet/kernels/prepared_conv.h"
 
 namespace octet::kernels {
 
@@ -35,7 +36,7 @@ void run(const PackedConv::Impl& impl, const ConvShape& shape, const uint8_t* x,
          const ConvOutput& y, ParallelFor parallel) {
   assert(shape.out == conv_output_size(shape));
   if (shape.batch * shape.pixels() == 0) return;
-  impl.family->run(impl.weights, shape, x, epilogue, y, parallel);
+  impl.family->run(impl.weights, impl.family->prepare(impl.weights, shape, epilogue), x, epilogue, y, parallel);
 }
 
 }  // namespace
@@ -71,6 +72,21 @@ void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint
   epilogue.multiplier = multiplier;
   epilogue.x_zero_point = x_zero_point;
   run(weights.impl(), shape, x, epilogue, {.floats = y, .sums = true}, parallel);
+}
+
+PreparedConv::PreparedConv(const PackedConv& weights, const ConvShape& shape, const ConvEpilogue& epilogue)
+    : weights_(&weights), epilogue_(epilogue) {
+  assert(shape.out == conv_output_size(shape));
+  const PackedConv::Impl& impl = weights.impl();
+  if (shape.batch * shape.pixels() > 0) setup_ = impl.family->prepare(impl.weights, shape, epilogue);
+}
+
+void PreparedConv::run(const uint8_t* x, const ResidualAdd* residual, uint8_t* y, ParallelFor parallel) const {
+  if (!setup_) return;
+  ConvEpilogue epilogue = epilogue_;
+  epilogue.residual = residual;
+  const PackedConv::Impl& impl = weights_->impl();
+  impl.family->run(impl.weights, setup_, x, epilogue, {.codes = y}, parallel);
 }
 
 }  // namespace octet::kernels

@@ -35,28 +35,45 @@ static PackedWeights depthwise_pack(const int8_t* weights, const ConvShape& s) {
   return packed;
 }
 
-static void depthwise_run(const PackedWeights& weights, const ConvShape& s, const uint8_t* x,
+struct DepthwiseSetup {
+  DepthwiseSetup(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue)
+      : shape(shape),
+        padded((shape.out_channels + Depthwise::kChannels - 1) / Depthwise::kChannels * Depthwise::kChannels),
+        init(padded, 0),
+        outside(padded, static_cast<uint8_t>(epilogue.x_zero_point)) {
+    for (int64_t c = 0; c < shape.out_channels; ++c) {
+      init[c] = epilogue.bias[c] - epilogue.x_zero_point * weights.sums.as<int32_t>()[c];
+    }
+  }
+
+  ConvShape shape;
+  int64_t padded;  // channels
+  std::vector<int32_t> init;
+  std::vector<uint8_t> outside;  // what a tap in the padding reads
+};
+
+static ConvSetup depthwise_prepare(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue) {
+  return std::make_shared<const DepthwiseSetup>(weights, shape, epilogue);
+}
+
+static void depthwise_run(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x,
                           const ConvEpilogue& epilogue, const ConvOutput& y, ParallelFor parallel) {
   constexpr int64_t kBlock = 32;  // pixels at a time
   constexpr int64_t kStep = Depthwise::kChannels;
-  const int64_t channels = s.out_channels, taps = s.taps(), groups = depthwise_tap_groups(s);
-  const int64_t padded = (channels + kStep - 1) / kStep * kStep;
-  std::vector<int32_t> init(padded, 0);
-  for (int64_t c = 0; c < channels; ++c) {
-    init[c] = epilogue.bias[c] - epilogue.x_zero_point * weights.sums.as<int32_t>()[c];
-  }
-  const std::vector<uint8_t> outside(padded, static_cast<uint8_t>(epilogue.x_zero_point));
+  const auto& prepared = *static_cast<const DepthwiseSetup*>(setup.get());
+  const ConvShape& s = prepared.shape;
+  const int64_t padded = prepared.padded, channels = s.out_channels, taps = s.taps(), groups = depthwise_tap_groups(s);
   parallel(s.batch * s.pixels(), 1 + 100000 / (channels * taps), [&](int64_t begin, int64_t end) {
-    std::vector<const uint8_t*> pointers(groups * Depthwise::kTaps * kBlock, outside.data());
+    std::vector<const uint8_t*> pointers(groups * Depthwise::kTaps * kBlock, prepared.outside.data());
     alignas(64) int32_t acc[kBlock * kStep];
     for (int64_t first = begin; first < end; first += kBlock) {
       const int64_t count = std::min(kBlock, end - first);
-      gather_taps(s, x, first, count, outside.data(), pointers.data(), kBlock);
+      gather_taps(s, x, first, count, prepared.outside.data(), pointers.data(), kBlock);
       for (int64_t c = 0; c < channels; c += kStep) {
         const int64_t exist = std::min(kStep, channels - c);
         const auto* w = weights.codes.as<Depthwise::Weight>() + c * Depthwise::kTaps;
         for (int64_t i = 0; i < count; ++i) {
-          Depthwise::accumulate(&pointers[i], kBlock, groups, c, exist, w, padded * Depthwise::kTaps, &init[c],
+          Depthwise::accumulate(&pointers[i], kBlock, groups, c, exist, w, padded * Depthwise::kTaps, &prepared.init[c],
                                 acc + i * kStep);
         }
         finish(acc, kStep, static_cast<int>(count), exist, epilogue, c, y,

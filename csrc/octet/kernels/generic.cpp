@@ -72,8 +72,13 @@ static void add_tap(const ConvShape& shape, const uint8_t* x, int32_t zero_point
   }
 }
 
-static void run(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+static ConvSetup prepare(const PackedWeights& /*weights*/, const ConvShape& shape, const ConvEpilogue& /*epilogue*/) {
+  return std::make_shared<const ConvShape>(shape);
+}
+
+static void run(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x, const ConvEpilogue& epilogue,
                 const ConvOutput& y, ParallelFor parallel) {
+  const ConvShape& shape = *static_cast<const ConvShape*>(setup.get());
   const int64_t taps = shape.taps(), channels = shape.in_per_group(), outputs = shape.out_channels;
   const int64_t work = std::max<int64_t>(1, outputs * taps * channels);
   parallel(shape.batch * shape.pixels(), 1 + 200000 / work, [&](int64_t begin, int64_t end) {
@@ -93,7 +98,7 @@ static void run(const PackedWeights& weights, const ConvShape& shape, const uint
 
 static bool accepts(const ConvShape& /*shape*/) { return true; }
 
-static constexpr ConvFamily kConv[] = {{"u8s8_conv_1x1__generic", accepts, pack, run}};
+static constexpr ConvFamily kConv[] = {{"u8s8_conv_1x1__generic", accepts, pack, prepare, run}};
 
 }  // namespace generic
 

@@ -84,6 +84,30 @@ static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
 
 #include "octet/kernels/igemm_block-inl.h"
 
+// A convolution that reads single pixels one after the other sees one row of them.
+static ConvShape flattened(const ConvShape& shape) {
+  const Dims ones{1, 1, 1};
+  if (shape.taps() > 1 || shape.stride != ones || shape.in != shape.out) return shape;
+  ConvShape flat = shape;
+  flat.batch = 1;
+  flat.in = flat.out = {1, 1, shape.batch * shape.pixels()};
+  return flat;
+}
+
+struct Setup {
+  Setup(const PackedWeights& weights, const ConvShape& given, const ConvEpilogue& epilogue)
+      : shape(flattened(given)), plan(plan_for(shape)), reads(shape, plan, weights, epilogue) {}
+  Setup(const Setup&) = delete;  // reads looks at the others
+
+  ConvShape shape;
+  Plan plan;
+  Reads reads;
+};
+
+static ConvSetup prepare(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue) {
+  return std::make_shared<const Setup>(weights, shape, epilogue);
+}
+
 // What there is to do, and what every thread reads.
 struct Job {
   const PackedWeights& weights;
@@ -124,21 +148,12 @@ static void run_tiles(const Job& job, const Block& block, const Block::Run& run,
   }
 }
 
-// A convolution that reads single pixels one after the other sees one row of them.
-static ConvShape flattened(const ConvShape& shape) {
-  const Dims ones{1, 1, 1};
-  if (shape.taps() > 1 || shape.stride != ones || shape.in != shape.out) return shape;
-  ConvShape flat = shape;
-  flat.batch = 1;
-  flat.in = flat.out = {1, 1, shape.batch * shape.pixels()};
-  return flat;
-}
-
-static void run(const PackedWeights& weights, const ConvShape& given, const uint8_t* x, const ConvEpilogue& epilogue,
+static void run(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x, const ConvEpilogue& epilogue,
                 const ConvOutput& y, ParallelFor parallel) {
-  const ConvShape shape = flattened(given);
-  const Plan plan = plan_for(shape);
-  const Reads reads(shape, plan, weights, epilogue);
+  const auto& prepared = *static_cast<const Setup*>(setup.get());
+  const ConvShape& shape = prepared.shape;
+  const Plan& plan = prepared.plan;
+  const Reads& reads = prepared.reads;
   const Job job{weights, shape, plan, x, epilogue, y, reads};
   const int64_t pixels = shape.batch * shape.pixels(), panels = ceil_div(plan.group_lanes, kPanel);
   const int64_t lanes = shape.groups * plan.group_lanes;

@@ -182,13 +182,13 @@ class Block {
   void for_each_stretch(F body) const {
     const ConvShape& s = shape_;
     const Intervals& columns = reads_.axis(2);
-    for (int64_t at = first_, end = first_ + pixels_; at < end;) {
-      const int64_t row = at / s.out[2], plane = row / s.out[1], image = plane / s.out[0];
-      const int64_t d = plane - image * s.out[0], h = row - plane * s.out[1];
+    const int64_t row = first_ / s.out[2], plane = row / s.out[1];
+    int64_t column = first_ - row * s.out[2], h = row - plane * s.out[1];
+    int64_t image = plane / s.out[0], d = plane - image * s.out[0];
+    for (int64_t at = first_, end = first_ + pixels_; at < end; column = 0) {
       const int64_t x_row =
           (image * s.in[0] + d * s.stride[0] - s.padding[0]) * s.in[1] + h * s.stride[1] - s.padding[1];
       const int64_t kind = (reads_.axis(0).of(d) * reads_.axis(1).size() + reads_.axis(1).of(h)) * columns.size();
-      int64_t column = at - row * s.out[2];
       const int64_t last = std::min(s.out[2], column + end - at);
       for (int w = columns.of(column); column < last; ++w) {
         const int64_t count = std::min(columns[w].end, last) - column;
@@ -196,6 +196,11 @@ class Block {
         at += count;
         column += count;
       }
+      if (++h < s.out[1]) continue;
+      h = 0;
+      if (++d < s.out[0]) continue;
+      d = 0;
+      ++image;
     }
   }
 
@@ -214,12 +219,15 @@ class Block {
     for_each_stretch([&](int64_t k, int64_t pixel, int64_t count, int64_t window) {
       const PixelKind& kind = reads_.kind(k);
       const uint8_t* at = kind.depth.count > 0 ? x_ + (window + kind.origin) : x_;
-      for (int64_t i = 0, to = next[k]; i < count; ++i, ++to) {
-        pointers_[to] = at + i * step;
-        places_[to] = (pixel + i) * shape_.out_channels;
-      }
+      count_up(pointers_.data() + next[k], count, at, step);
+      count_up(places_.data() + next[k], count, pixel * shape_.out_channels, shape_.out_channels);
       next[k] += count;
     });
+  }
+
+  template <class T>
+  static void count_up(T* __restrict to, int64_t count, T first, int64_t step) {
+    for (int64_t i = 0; i < count; ++i) to[i] = first + i * step;
   }
 
   // A group's depth begins at group * units * 4 bytes of the copy, see offset in run_tiles.

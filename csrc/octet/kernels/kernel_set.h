@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 
@@ -26,13 +27,17 @@ struct PackedWeights {
   AlignedBytes sums;  // int32, sum of an output channel's codes: the zero point's share of the accumulator
 };
 
-// One way to convolve. A KernelSet lists its families in order of preference; the first that takes the shape packs and
-// runs.
+// What a family works out for a shape, a bias and an input's zero point before it sees an input; of a type of its own.
+using ConvSetup = std::shared_ptr<const void>;
+
+// One way to convolve. A KernelSet lists its families in order of preference; the first that takes the shape packs,
+// prepares and runs.
 struct ConvFamily {
   std::string_view name;
   bool (*accepts)(const ConvShape& shape);
   PackedWeights (*pack)(const int8_t* weights, const ConvShape& shape);
-  void (*run)(const PackedWeights& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+  ConvSetup (*prepare)(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue);
+  void (*run)(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x, const ConvEpilogue& epilogue,
               const ConvOutput& y, ParallelFor parallel);
 };
 

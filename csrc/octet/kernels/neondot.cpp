@@ -142,8 +142,8 @@ struct Depthwise {
 #include "octet/kernels/depthwise-inl.h"
 
 static constexpr ConvFamily kConv[] = {
-    {"u8s8_depthwise_1x8__neondot", depthwise_accepts, depthwise_pack, depthwise_run},
-    {"u8s8_conv_6x16__neondot", accepts, pack, run}};
+    {"u8s8_depthwise_1x8__neondot", depthwise_accepts, depthwise_pack, depthwise_prepare, depthwise_run},
+    {"u8s8_conv_6x16__neondot", accepts, pack, prepare, run}};
 
 }  // namespace neondot
 

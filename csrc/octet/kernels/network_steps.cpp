@@ -5,6 +5,7 @@
 #include "octet/kernels/elementwise.h"
 #include "octet/kernels/network_builder.h"
 #include "octet/kernels/pool.h"
+#include "octet/kernels/prepared_conv.h"
 #include "octet/kernels/relayout.h"
 
 namespace octet::kernels {
@@ -93,11 +94,11 @@ Value bind_conv_tail(const ConvShape& shape, const Value& x, const TensorType& t
   epilogue.y_zero_point = words.next_code();
   epilogue.bounds = words.next_bounds();
   const int64_t residual_index = words.next();
-  const PackedConv* packed = &builder.packed(weights_at, shape);
+  const PreparedConv conv(builder.packed(weights_at, shape), shape, epilogue);
   if (residual_index < 0) {
     return builder.emit({x.buffer}, type, [=, x = x.buffer](int y) {
       return [=](Memory memory, ParallelFor parallel) {
-        run_conv(*packed, shape, codes_in(memory, x), epilogue, codes_out(memory, y), parallel);
+        conv.run(codes_in(memory, x), nullptr, codes_out(memory, y), parallel);
       };
     });
   }
@@ -116,9 +117,7 @@ Value bind_conv_tail(const ConvShape& shape, const Value& x, const TensorType& t
     return [=](Memory memory, ParallelFor parallel) {
       ResidualAdd bound = add;
       bound.codes = codes_in(memory, r);
-      ConvEpilogue with_residual = epilogue;
-      with_residual.residual = &bound;
-      run_conv(*packed, shape, codes_in(memory, x), with_residual, codes_out(memory, y), parallel);
+      conv.run(codes_in(memory, x), &bound, codes_out(memory, y), parallel);
     };
   });
 }

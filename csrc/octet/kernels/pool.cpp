@@ -30,6 +30,15 @@ void find_inputs(const PoolShape& shape, const uint8_t* x, int64_t image, const 
   }
 }
 
+// From the inputs of the output position left of `at` to those of `at`.
+void move_right(const PoolShape& shape, const uint8_t* x, int64_t image, const Dims& at,
+                std::vector<const uint8_t*>& inputs) {
+  const Window &before = shape.windows[2][at[2] - 1], &now = shape.windows[2][at[2]];
+  if (now.end - now.begin != before.end - before.begin) return find_inputs(shape, x, image, at, inputs);
+  const int64_t step = (now.begin - before.begin) * shape.channels;
+  for (const uint8_t*& input : inputs) input += step;
+}
+
 // Calls body(inputs, {d, h, w}, output pixel) for every output position, inputs being the channels of each input
 // position that it reads.
 template <class Body>
@@ -43,7 +52,7 @@ void for_each_output(const PoolShape& shape, const uint8_t* x, ParallelFor paral
     int64_t image = begin / pixels;
     Dims at{begin % pixels / out[2] / out[1], begin / out[2] % out[1], begin % out[2]};
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      find_inputs(shape, x, image, at, inputs);
+      pixel == begin || at[2] == 0 ? find_inputs(shape, x, image, at, inputs) : move_right(shape, x, image, at, inputs);
       body(std::span<const uint8_t* const>(inputs), at, pixel);
       if (++at[2] < out[2]) continue;
       at[2] = 0;

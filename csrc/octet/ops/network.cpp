@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <optional>
+#include <stdexcept>
 
 #include "octet/kernels/network.h"
 #include "octet/kernels/team.h"
@@ -86,19 +86,6 @@ std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch
 
 int64_t threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// How many parts of the batch run side by side, each with its own buffers: no thread waits for another between two
-// steps. 1 where the images do not divide well among the threads: then they share each step.
-int64_t parts_of_batch(const std::vector<Input>& inputs) {
-  const int64_t parts = threads();
-  if (parts == 1 || inputs.empty() || inputs[0].type.sizes.empty()) return 1;
-  const int64_t batch = inputs[0].type.sizes[0];
-  const bool same_batch = std::all_of(inputs.begin(), inputs.end(), [&](const Input& input) {
-    return input.type.sizes.size() >= 2 && input.type.sizes[0] == batch;
-  });
-  const bool divides = batch % parts == 0 || batch >= 8 * parts;
-  return same_batch && batch >= parts && divides ? parts : 1;
-}
-
 // Images [begin, end) of a call; no end: all of it.
 class Part {
  public:
@@ -134,22 +121,60 @@ class Part {
   int64_t begin_;
 };
 
-std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
-  const int64_t count = parts_of_batch(inputs);
-  if (count == 1) {
-    const Part whole(network, inputs, 0, std::nullopt);
-    const std::vector<Tensor> outputs = empty_outputs(whole.plan());
-    kernels::with_team(threads(), detail::torch_parallel,
-                       [&](kernels::ParallelFor parallel) { whole.run(inputs, outputs, parallel); });
-    return outputs;
-  }
+// The images of a call; 1 where the inputs are not batches of one size.
+int64_t batch_of(const std::vector<Input>& inputs) {
+  if (inputs.empty() || inputs[0].type.sizes.empty()) return 1;
   const int64_t batch = inputs[0].type.sizes[0];
-  std::vector<Part> parts;
-  for (int64_t i = 0; i < count; ++i) parts.emplace_back(network, inputs, batch * i / count, batch * (i + 1) / count);
-  const std::vector<Tensor> outputs = empty_outputs(parts[0].plan(), batch);
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) parts[static_cast<size_t>(i)].run(inputs, outputs, kernels::serial);
+  const bool same = std::all_of(inputs.begin(), inputs.end(), [&](const Input& input) {
+    return input.type.sizes.size() >= 2 && input.type.sizes[0] == batch;
   });
+  return same ? batch : 1;
+}
+
+// How a batch is cut. Each part goes through the whole network before the next, with values that stay in the
+// second-level cache: 16 images of MobileNetV2 take 0.89 of the time that they take step by step, and an image's
+// buffers. Parts that divide well among the threads run side by side, so that no thread waits for another between two
+// steps; elsewhere the threads share each step.
+struct Cut {
+  int64_t parts = 1;
+  bool side_by_side = false;
+};
+
+Cut cut_batch(Network& network, const std::vector<Input>& inputs) {
+  constexpr int64_t kPartBytes = 512 << 10;
+  const int64_t batch = batch_of(inputs), workers = threads();
+  if (batch <= 1) return {};
+  int64_t image_bytes = 0;
+  try {
+    image_bytes = static_cast<int64_t>(Part(network, inputs, 0, 1).plan().arena_bytes());
+  } catch (const std::invalid_argument&) {
+    return {};  // refused as a whole, with the sizes that were given
+  }
+  const int64_t parts = std::clamp<int64_t>(batch * image_bytes / kPartBytes, 1, batch);
+  if (workers == 1 || batch < workers || (batch % workers != 0 && batch < 8 * workers)) return {parts, false};
+  return {std::min(batch, (parts + workers - 1) / workers * workers), true};
+}
+
+std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
+  const Cut cut = cut_batch(network, inputs);
+  std::optional<int64_t> batch;
+  if (cut.parts > 1) batch = inputs[0].type.sizes[0];
+  std::vector<Part> parts;
+  for (int64_t i = 0; i < cut.parts; ++i) {
+    const int64_t begin = batch.value_or(0) * i / cut.parts;
+    const auto end = batch ? std::optional(*batch * (i + 1) / cut.parts) : std::nullopt;
+    parts.emplace_back(network, inputs, begin, end);
+  }
+  const std::vector<Tensor> outputs = empty_outputs(parts[0].plan(), batch);
+  if (cut.side_by_side) {
+    detail::torch_parallel(cut.parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) parts[static_cast<size_t>(i)].run(inputs, outputs, kernels::serial);
+    });
+  } else {
+    kernels::with_team(threads(), detail::torch_parallel, [&](kernels::ParallelFor parallel) {
+      for (const Part& part : parts) part.run(inputs, outputs, parallel);
+    });
+  }
   return outputs;
 }
 
