@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ToFloat, int8
 from .nn.block import Activation
 from .patterns import DROPOUTS, PADS, activation_of, is_getitem, keeps_grid, tied_operands
-from .prepare import ROOT, QATModel, Row
+from .prepare import ROOT, QATModel, Row, check_state
 from .readiness import check_ready
 
 
@@ -48,13 +49,27 @@ class Int8Model(LoweredGraph):
         """What the layers know besides tensors (zero points, bounds, strides) and the grids of inputs and outputs."""
         return {"layers": {name: _numbers(module) for name, module in self._layers().items()}, "about": self.about}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        layers = self._layers()
-        other = sorted(name for name in layers.keys() | state["layers"].keys() if not self._fits(name, state["layers"]))
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state_dict of an INT8 model of the same layers.
+
+        Raises:
+            StateDictError: with strict, keys, shapes or layers that do not fit; nothing was changed.
+        """
+        if strict:
+            check_state(self, state_dict)
+            self._check_layers(state_dict["_extra_state"]["layers"])
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_layers(self, state: dict[str, dict[str, Any]]) -> None:
+        other = sorted(name for name in self._layers().keys() | state.keys() if not self._fits(name, state))
         if other:
             raise StateDictError(
                 f"load_state_dict: {other[0]}: the state must have the same kind of layer there (got another model's)"
             )
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        layers = self._layers()
+        self._check_layers(state["layers"])
         for name, numbers in state["layers"].items():
             layers[name].__dict__.update(copy.deepcopy(numbers))
         self.get_submodule("_about").data = copy.deepcopy(state["about"])
@@ -98,6 +113,7 @@ def convert(qat: QATModel, inputs: str = "float", outputs: str = "float") -> Int
     for name, choice in {"inputs": inputs, "outputs": outputs}.items():
         if choice not in ("float", "codes"):
             raise ValueError(f"convert: {name} must be 'float' or 'codes' (got {choice!r})")
+    qat.get_submodule(ROOT)._follow(qat)
     check_ready(qat)
     # Inference tensors do not tell when they change: weights made of them would be packed again in every call.
     with torch.inference_mode(False), torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
@@ -16,7 +17,6 @@ from .fuse import Island, Operator, Role, Tied, fuse
 from .grids import GridPlan, island_reasons, plan_grids
 from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ReLU6, ToFloat
-from .nn.block import refer
 from .nn.grid_set import GridSet
 from .patterns import MAX_POOL_FUNCTIONS, MAX_POOLS, label, max_pool_windows
 from .spec import Recipe, Spec
@@ -40,11 +40,14 @@ class QATModel(ModuleGraph):
 
     Trains in an ordinary loop. `.train()` observes and fake-quantizes; `.eval()` never observes and gives the bits of
     the INT8 model. `deepcopy`, `state_dict`, optimizers work as on the original; a state_dict of the original, which
-    has no quantization buffers, loads too. A forward that raises leaves no trace in the ranges.
+    has no quantization buffers, loads too. A forward that raises leaves no trace in the ranges. Layers may be replaced
+    by others of their kind, and buffers written by hand, as a moving average of weights does. Hooks on a layer that a
+    block runs do not fire; parametrizations (`torch.nn.utils.parametrize`) do.
     """
 
     def __init__(self, root: nn.Module, graph: Graph, class_name: str | None = None) -> None:
         super().__init__(root, graph, class_name)
+        self.register_forward_pre_hook(_follow)
         self.register_forward_hook(_forget_if_raised, always_call=True)
 
     @property
@@ -55,8 +58,7 @@ class QATModel(ModuleGraph):
         """Also lets the blocks refer to the layers that are there now, as `convert_sync_batchnorm` leaves new ones."""
         super().add_module(name, module)
         if ROOT in self._modules:
-            for block, attribute, target in self.get_submodule(ROOT)._links:
-                refer(self.get_submodule(ROOT).get_submodule(block), attribute, self.get_submodule(target))
+            self.get_submodule(ROOT)._follow(self)
 
     def train(self, mode: bool = True) -> QATModel:
         super().train(mode)
@@ -71,7 +73,7 @@ class QATModel(ModuleGraph):
             StateDictError: with strict, keys or shapes that do not fit; nothing was changed.
         """
         if strict:
-            _check_state(self, state_dict)
+            check_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
 
@@ -110,7 +112,13 @@ def prepare(
     graph = capture(model, args, kwargs, dynamic_shapes)
     _check_overrides(graph, recipe)
     roles = fuse(graph, recipe)
+    _check_calls(roles)
     return _Builder(graph, roles, plan_grids(graph.graph, roles), recipe, low_memory).run()
+
+
+def _follow(model: QATModel, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        model.get_submodule(ROOT)._follow(model)
 
 
 def _forget_if_raised(model: QATModel, args: Any, output: Any) -> None:
@@ -168,15 +176,14 @@ class _Builder:
     def _make_entries(self) -> None:
         """Entries come before all readers, so each either makes the grid of its class or finds it made."""
         for node in self.plan.entries:
-            name = node.meta["octet_name"]
             grid = self._grid(node, None)
-            if grid.name == name and not self._has(name):
-                self._register(name, grid)
+            if grid.name == self._grid_name(node) and not self._has(grid.name):
+                self._register(grid.name, grid)
             target = f"{ROOT}.{grid.name}"
             with self.graph.graph.inserting_after(self._last_placeholder(node)):
                 # Not call_module, which wants the target at once: it may be the output of a block not yet made.
                 entry = self.graph.graph.create_node("call_module", target, (node,))
-            entry.meta = {**node.meta, "octet_name": f"{name}_quantize"}
+            entry.meta = {**node.meta, "octet_name": f"{node.meta['octet_name']}_quantize"}
             for user in list(node.users):
                 if user is not entry and self._reads_codes(user):
                     user.replace_input_with(node, entry)
@@ -349,8 +356,25 @@ class _Builder:
 
 
 def _check_names(model: nn.Module) -> None:
-    if ROOT in dict(model.named_children()):
-        raise PrepareError(f"prepare: the model must not have a child named {ROOT!r}; its quantization goes there")
+    """No layer may have a name that the prepared or the converted model uses itself."""
+    taken = {ROOT, "_to_float", "unreached", "about", "input_grids", "output_grids"}
+    taken |= {*dir(QATModel), *dir(LoweredGraph), *dir(GridSet())} - set(dir(nn.Module()))
+    for name, _ in model.named_children():
+        if name in taken:
+            raise PrepareError(f"prepare: no child of the model may be named {name!r}, which octet needs; rename it")
+
+
+def _check_calls(roles: dict[Node, Role]) -> None:
+    """A layer that a block runs must not be called by a float part too: who would own its batch statistics?"""
+    layers = {node: role for node, role in roles.items() if node.op == "call_module"}
+    floats = {node.target: role.reason for node, role in layers.items() if isinstance(role, Island)}
+    for role in roles.values():
+        for node in role.nodes if isinstance(role, Operator) else ():
+            if node.op == "call_module" and node.target in floats:
+                raise PrepareError(
+                    f"prepare: {node.target}: all calls of one layer must be INT8 or all float (got both, float as it "
+                    f"{floats[node.target]}); use two layers, or octet.Float for this one"
+                )
 
 
 def _check_overrides(graph: ModuleGraph, recipe: Recipe) -> None:
@@ -361,7 +385,7 @@ def _check_overrides(graph: ModuleGraph, recipe: Recipe) -> None:
             raise PrepareError(f"prepare: override {key!r} must name a module or operation (got none such)")
 
 
-def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+def check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Raises StateDictError unless `state` fits: all keys, or all but those of the quantization."""
     own = model.state_dict()
     plain = {key: value for key, value in own.items() if not key.startswith(f"{ROOT}.")}
@@ -377,8 +401,8 @@ def _check_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     found = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:5])}" for what, keys in problems.items() if keys)
     if found:
         raise StateDictError(
-            "load_state_dict: the state must have every key of this model, or every key of its float original and no "
-            f"key under {ROOT!r} (got {found}); nothing was changed"
+            "load_state_dict: the state must have the keys and shapes of this model or of its float original "
+            f"(got {found}); nothing was changed"
         )
 
 

@@ -45,3 +45,6 @@ def _check_parameters(name: str, block: Block) -> None:
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise ConvertError(f"convert: {name}: {child}.{key} must be finite (got NaN or inf)")
+            if key == "running_var" and (tensor + module.eps <= 0).any():
+                lowest = float(tensor.min())
+                raise ConvertError(f"convert: {name}: {child}.{key} must not be negative (got {lowest:.6g})")

@@ -187,13 +187,6 @@ def test_only_modules_and_recipes_are_taken():
         octet.prepare(nn.Linear(2, 2), (torch.randn(2, 2),), {"": octet.Float})
 
 
-def test_a_child_named_octet_is_refused():
-    model = nn.Sequential()
-    model.add_module("octet", nn.Linear(2, 2))
-    with pytest.raises(PrepareError, match="must not have a child named 'octet'"):
-        octet.prepare(model, (torch.randn(2, 2),))
-
-
 def test_a_model_that_cannot_be_captured_says_where():
     class Branches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ from ..errors import CaptureError
 from .functional import functionalize, inline_grad_regions
 from .lift import lift
 from .module_graph import ModuleGraph
-from .trace import check_inputs, copy_for_tracing, free_batch, trace
-from .training import check_training_forward
+from .trace import check_inputs, copy_for_tracing, free_batch, trace, work_out_of_place
+from .training import check_forwards
 
 __all__ = ["ModuleGraph", "capture"]
 
@@ -62,13 +62,14 @@ def capture(
             f"capture: the model must have layers as children (got a bare {kind}): wrap it in Sequential"
         )
     if dynamic_shapes is None:
-        args, kwargs, dynamic_shapes = free_batch(args, kwargs)
+        args, kwargs, dynamic_shapes = free_batch(model, args, kwargs)
     copied, flags = copy_for_tracing(model)
     program = trace(copied, args, kwargs, dynamic_shapes)
     inline_grad_regions(program.graph_module)
     functionalize(program)
+    work_out_of_place(copied)
     graph = lift(copied, program)
     for name, module in graph.named_modules(remove_duplicate=False):
         module.training = flags.get(name, model.training)
-    check_training_forward(model, graph, args, kwargs)
+    check_forwards(model, graph, args, kwargs)
     return graph

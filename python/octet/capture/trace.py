@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import traceback
 from typing import Any
@@ -25,17 +26,20 @@ def is_stochastic(module: nn.Module) -> bool:
 
 
 def copy_for_tracing(model: nn.Module) -> tuple[nn.Module, dict[str, bool]]:
-    """Returns a deep copy of `model` in evaluation mode that works out of place, and the training flags it had."""
+    """Returns a deep copy of `model` in evaluation mode, and the training flags it had."""
     try:
         copied = copy.deepcopy(model)
     except Exception as error:
         raise CaptureError(f"capture: {type(model).__name__} must allow copy.deepcopy, which fails: {error}") from error
     flags = {name: module.training for name, module in copied.named_modules(remove_duplicate=False)}
-    for module in copied.modules():
-        # An in-place module would overwrite a value that the functional graph may read again.
+    return copied.eval(), flags
+
+
+def work_out_of_place(model: nn.Module) -> None:
+    """Once traced, readers of what an in-place module overwrote read its result: it must not overwrite any more."""
+    for module in model.modules():
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False
-    return copied.eval(), flags
 
 
 def trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
@@ -66,7 +70,7 @@ def check_inputs(args: tuple, kwargs: dict[str, Any]) -> None:
             )
 
 
-def free_batch(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any], Any]:
+def free_batch(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any], Any]:
     """Marks dimension 0 as free; doubles a batch of one, because export takes every size 1 for a constant."""
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dim() > 0]
     batch = tensors[0].size(0) if tensors else 0
@@ -78,7 +82,12 @@ def free_batch(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, An
 
     positional = [free(value) for value in args]
     named = {name: free(value) for name, value in kwargs.items()}
-    shapes = (*(s for _, s in positional), *(s for _, s in named.values()))
+    sizes = [shape for _, shape in positional]
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # export wants what forward(*xs) takes as one nested argument
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        sizes[first:] = [tuple(sizes[first:])]
+    shapes = (*sizes, *(shape for _, shape in named.values()))
     return tuple(v for v, _ in positional), {name: v for name, (v, _) in named.items()}, shapes
 
 

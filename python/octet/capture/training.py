@@ -1,7 +1,8 @@
-"""Checks that the graph of the evaluation forward is also right for training.
+"""Checks that the graph does what the model does, in evaluation mode and in training.
 
-A graph has no `if self.training`. So the model and its graph both run once in training mode on the example, from the
-same random state, on copies: a different output structure is an error, different values are worth a warning.
+A graph has no `if self.training`. So the model and its graph both run once in each mode on the example, from the same
+random state, on copies: a different output structure or other values in evaluation are an error, other values in
+training are worth a warning.
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 
 
-def check_training_forward(model: nn.Module, graph: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raises CaptureError where training changes the output structure; warns where it changes the values."""
+def check_forwards(model: nn.Module, graph: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raises CaptureError where the graph gives other values in evaluation mode, or training another structure.
+
+    Warns where training gives other values.
+    """
     name = type(model).__name__
     try:
         expected, spec = _run(_training_copy(model), args, kwargs)
     except Exception as error:
         raise CaptureError(f"capture: {name}'s forward fails in training mode on the example: {error}") from error
-    _, eval_spec = _run(copy.deepcopy(model).eval(), args, kwargs)
+    evaluated, eval_spec = _run(copy.deepcopy(model).eval(), args, kwargs)
     if spec != eval_spec:
         raise CaptureError(
             f"capture: {name} must return the same structure in training and evaluation mode (got {_show(spec)} and "
             f"{_show(eval_spec)}); wrap it in a module that returns what you train on in both"
         )
+    actual, _ = _run(copy.deepcopy(graph).eval(), args, kwargs)
+    if not all(_close(a, e) for a, e in zip(actual, evaluated, strict=True)):
+        raise CaptureError(f"capture: {name} must compute the same when called again (its graph gives other values)")
     actual, _ = _run(_training_copy(graph), args, kwargs)
     if not all(_close(a, e) for a, e in zip(actual, expected, strict=True)):
         warnings.warn(

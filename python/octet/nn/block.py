@@ -71,6 +71,15 @@ class Block(nn.Module):
         """The module of `octet.nn.int8` that computes the same codes. The grids must have ranges."""
         raise NotImplementedError
 
+    def replace(self, name: str, layer: nn.Module) -> None:
+        """Refers to another layer of the same kind from now on; batch norms are one kind, over all processes too."""
+        before = getattr(self, name)
+        norms = isinstance(before, _BatchNorm) and isinstance(layer, _BatchNorm)
+        if not isinstance(layer, type(before)) and not norms:
+            kinds = f"{type(before).__name__} (got {type(layer).__name__})"
+            raise TypeError(f"{self.name}: a layer can only be replaced by another {kinds}; prepare the model again")
+        refer(self, name, layer)
+
     def _run(self, op: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
         if self.low_memory and self.training and torch.is_grad_enabled():
             return checkpoint(op, *map(_as_of_now, args), use_reentrant=False)

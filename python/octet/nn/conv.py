@@ -60,7 +60,7 @@ class _WeightBlock(NormBlock):
         activations: Spec,
         weights: Spec,
     ) -> Self:
-        """A block over modules that stay where they are: parameters, hooks and state_dict keys remain theirs."""
+        """A block over modules that stay where they are: parameters and state_dict keys remain theirs."""
         block = cls.__new__(cls)
         last = cls.default_activation if activation is None else activation
         NormBlock.__init__(block, bn, weights, output=output, activations=activations, activation=last)

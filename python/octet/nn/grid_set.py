@@ -27,6 +27,7 @@ class GridSet(nn.Module):
         self._rows: list[dict[str, Any]] = []  # what the report says
         self._links: list[tuple[str, str, str]] = []  # what blocks refer to: block, attribute, name from the root
         self._freeze_bn = False
+        self._written: list[tuple[int, ...]] = []  # how often, when the grids were last looked at
 
     def _take(self, grid: FakeQuantize, component: int = -1) -> None:
         """From now on this commits for `grid`."""
@@ -39,6 +40,19 @@ class GridSet(nn.Module):
             return
         commit(self._grids, self._components)
 
+    def _follow(self, model: nn.Module) -> None:
+        """Takes up what was changed by hand below `model`: layers replaced, and in evaluation mode grids written to."""
+        for name, attribute, target in self._links:
+            block, layer = _at(self, name), _at(model, target)
+            if block.__dict__[attribute] is not layer:
+                block.replace(attribute, layer)
+        if not self.training:
+            written = [_versions(grid) for grid in self._grids]
+            if written != self._written:
+                self._written = written
+                for grid in self._grids:
+                    grid.refresh()
+
     def _forget(self) -> None:
         """Drops what a forward saw that raised midway: only whole forwards count."""
         for grid in self._grids:
@@ -46,6 +60,17 @@ class GridSet(nn.Module):
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._forget() if output is None else self()  # hooks of a forward that raised get None
+
+
+def _at(module: nn.Module, path: str) -> nn.Module:
+    """get_submodule without its checks, which cost more than the walk; this is done in every forward."""
+    for name in path.split("."):
+        module = module._modules[name]
+    return module
+
+
+def _versions(grid: FakeQuantize) -> tuple[int, ...]:
+    return tuple(0 if buffer.is_inference() else buffer._version for buffer in (grid.min, grid.max, grid.enabled))
 
 
 class DisjointSets:

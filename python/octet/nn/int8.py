@@ -46,6 +46,11 @@ def geometry(conv: nn.Module) -> tuple[list[int], list[int], list[int], int]:
     return list(conv.stride), list(padding), list(conv.dilation), conv.groups
 
 
+def plain_strides(x: Tensor) -> Tensor:
+    """x in the strides of a new tensor: `contiguous` keeps others where dimensions of size 1 leave a choice."""
+    return x.reshape(-1).view(x.shape)
+
+
 class Quantize(nn.Module):
     """Float to codes: rule 1. Any float dtype and shape in."""
 
@@ -74,7 +79,7 @@ class Dequantize(nn.Module):
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.dequantize_per_tensor(x, self.scale, self.zero_point).contiguous()
+        return plain_strides(ops.dequantize_per_tensor(x, self.scale, self.zero_point))
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
