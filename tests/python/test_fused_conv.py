@@ -210,6 +210,53 @@ def test_saves_codes_bits_and_at_most_the_convolution() -> None:
     assert saved_bytes(lambda: block.run(low_memory=True)) <= 1.2 * n + parameters
 
 
+@pytest.mark.parametrize("layout", LAYOUTS[2])
+@pytest.mark.parametrize("norm", [False, True])
+def test_fixed_statistics_have_the_gradient_of_the_composition(norm: bool, layout: torch.memory_format) -> None:
+    """Running statistics or no batch norm: the value is the integer path's, the gradient that of plain operations."""
+    for seed in range(8):
+        block = Block(seed, layout=layout)
+        arguments = list(block.arguments())
+        outputs = block.gamma.numel()
+        arguments[5:7] = torch.linspace(-1, 1, outputs), torch.linspace(0.5, 2, outputs)
+        arguments[3:7] = arguments[3:7] if norm else [None] * 4
+        arguments[8:11] = [2 * v for v in arguments[8:11]]  # the integer path wants one entry per dimension
+        arguments[-3:-1] = False, True  # batch_stats, observe
+        leaves = (
+            block.tensors() if norm else [t for t in block.tensors() if t is not block.gamma and t is not block.beta]
+        )
+        y, low, high, *rest = ops.conv_block(*arguments)
+        before = block.convolution()
+        if norm:
+            before = F.batch_norm(before, *arguments[5:7], block.gamma, block.beta, False, 0.0, 1e-5)
+        before = ACTIVATIONS[block.activation](before)
+        expected = ops.fake_quantize_per_tensor(before, *block.output)
+        assert ((y - expected) / block.output[0]).abs().max() < 1.001
+        torch.testing.assert_close(torch.stack([low, high]), torch.stack(before.aminmax()), rtol=1e-5, atol=1e-4)
+        assert all(t.numel() == 0 for t in rest)
+        scale, zero = block.output[:2]
+        edge = torch.zeros_like(y, dtype=torch.bool)
+        for value in (0.0, 6.0, (255.5 - zero) * scale, (-0.5 - zero) * scale):
+            edge |= (before - value).abs() < 1e-4
+        grad = torch.randn_like(y).masked_fill(edge, 0)
+        theirs = torch.autograd.grad(expected, leaves, grad)
+        for ours, wanted in zip(torch.autograd.grad(y, leaves, grad), theirs, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5 * (1 + wanted.abs().max().item()))
+
+
+def test_without_batch_norm_keeps_codes_and_bits() -> None:
+    block = Block(0)
+    arguments = list(block.arguments())
+    arguments[3:7] = [None] * 4
+    arguments[8:11] = [2 * v for v in arguments[8:11]]
+    arguments[-3] = False  # batch_stats
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = ops.conv_block(*arguments)[0]
+    values = [t for t in kept if t.numel() > block.gamma.numel() and t.data_ptr() != block.weight.data_ptr()]
+    assert sorted(t.nbytes for t in values) == sorted([block.x.numel(), (y.numel() + 15) // 16 * 2])
+
+
 def test_backward_uses_the_grids_of_its_forward() -> None:
     block = Block(3)
     y = block.run()[0]
@@ -309,6 +356,8 @@ def test_opcheck(layout: torch.memory_format) -> None:
     torch.library.opcheck(ops._block_tail_backward.default, backward)
     recomputed = (backward[0], bits, *arguments[:3], *arguments[5:], *backward[3:])
     torch.library.opcheck(ops._recomputed_tail_backward.default, recomputed)
+    frozen = (backward[0], bits, sums, *statistics[:2], block.gamma.detach(), 1e-5, torch.float32)
+    torch.library.opcheck(ops._frozen_tail_backward.default, frozen)
     torch.library.opcheck(ops.conv_block.default, block.arguments())
 
 

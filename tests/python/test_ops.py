@@ -247,9 +247,10 @@ def on_other_device(name: str, *args):
     return getattr(torch.ops.octet, name).default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args)
 
 
+@pytest.mark.parametrize("observe", [False, True])
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-def test_other_devices_give_the_same_bits(layout, axis):
+def test_other_devices_give_the_same_bits(layout, axis, observe):
     x = torch.cat([randn(2, 3, 5, 2), samples.special_values()[:10].expand(2, 3, 10).reshape(2, 3, 5, 2)], 3)
     x = {
         "contiguous": x,
@@ -257,7 +258,7 @@ def test_other_devices_give_the_same_bits(layout, axis):
         "strided": x.transpose(0, 3)[::2],
     }[layout]
     grid = samples.NARROW[:2] if axis is None else samples.channel_grids(3)
-    args = (x, *grid, axis, 0, 255, True, True)
+    args = (x, *grid, axis, 0, 255, True, observe)
     wanted = torch.ops.octet._fake_quantize_forward(*args)
     assert_same(on_other_device("_fake_quantize_forward", *args), wanted)
     y, bits = wanted[:2]

@@ -75,6 +75,15 @@ class SharedRange {
   std::mutex mutex_;
 };
 
+// The bits of the last group that belong to no element.
+void clear_behind(uint8_t* pass, int64_t size) {
+  const unsigned bits = (1u << size % 16) - 1;
+  if (bits == 0) return;
+  uint8_t* group = pass + pass_bytes(size) - 2;
+  group[0] &= static_cast<uint8_t>(bits);
+  group[1] &= static_cast<uint8_t>(bits >> 8);
+}
+
 // pass bits begin at a byte: begin is a multiple of 8.
 void fake_quantize_range(const RowKernels& rows, const float* x, const ChannelLayout& layout, const ChannelGrids& grids,
                          int64_t begin, int64_t end, float* y, uint8_t* pass) {
@@ -129,8 +138,8 @@ void fake_quantize(const float* x, const ChannelLayout& layout, const ChannelGri
   if (pass && layout.channels == 1) {  // bits straight from the comparison, where flags would go through memory
     const float one = 1.0f, zero = 0.0f;
     const Grid grid{grids.scale[0], grids.zero_point[0], grids.qmin, grids.qmax};
-    return tail_forward(x, {layout.size(), 1, 1}, {&one, &zero, Activation::kIdentity, grid}, {y, nullptr, pass},
-                        parallel);
+    tail_forward(x, {layout.size(), 1, 1}, {&one, &zero, Activation::kIdentity, grid}, {y, nullptr, pass}, parallel);
+    return clear_behind(pass, layout.size());
   }
   fake_quantize_chunks(x, layout, grids, y, pass, nullptr, parallel);
 }

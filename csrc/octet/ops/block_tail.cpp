@@ -131,6 +131,38 @@ Backward backward_meta(const Tensor&, const Tensor&, const Tensor& x, const Tens
   return {at::empty_like(in_order(x, x), dtype), at::empty_like(mean), at::empty_like(mean)};
 }
 
+// In y's order of memory, which the pass bits have: channels innermost, as what convolutions give.
+Tensor order_of(const Tensor& grad, const Optional& x) {
+  return x ? in_order(grad, *x) : detail::channels_innermost(grad.to(at::kFloat));
+}
+
+Backward frozen_cpu(const Tensor& raw_grad, const Tensor& pass, const Optional& x, const Tensor& mean,
+                    const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
+  const Tensor grad = order_of(raw_grad, x);
+  const kernels::ChannelLayout layout = layout_of(grad);
+  Tensor grad_x = at::empty_like(grad), grad_gamma = at::zeros_like(mean), grad_beta = at::zeros_like(mean);
+  const float* g = grad.const_data_ptr<float>();
+  const uint8_t* bits = pass.const_data_ptr<uint8_t>();
+  const float* vars = var.const_data_ptr<float>();
+  float* dot = grad_gamma.mutable_data_ptr<float>();
+  kernels::tail_backward_sums(g, bits, x ? x->const_data_ptr<float>() : nullptr, mean.const_data_ptr<float>(), layout,
+                              grad_beta.mutable_data_ptr<float>(), dot, detail::torch_parallel);
+  std::vector<float> gain = channel_values(gamma, layout.channels, 1.0f);
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    const float inverse = inverse_deviation(vars[c], eps);
+    gain[c] *= inverse;
+    dot[c] *= inverse;
+  }
+  kernels::tail_backward(g, bits, nullptr, {nullptr, gain.data(), nullptr, nullptr}, layout,
+                         grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
+  return {dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
+}
+
+Backward frozen_meta(const Tensor& grad, const Tensor&, const Optional& x, const Tensor& mean, const Tensor&,
+                     const Optional&, double, at::ScalarType dtype) {
+  return {at::empty_like(order_of(grad, x), dtype), at::empty_like(mean), at::empty_like(mean)};
+}
+
 }  // namespace
 
 Backward detail::block_tail_backward_cpu(const Tensor& raw_grad, const Tensor& pass, const Tensor& raw_x,
@@ -195,7 +227,16 @@ Backward detail::block_tail_backward(const Tensor& grad, const Tensor& pass, con
   return op.call(grad, pass, x, moments.mean, moments.var, moments.count, gamma, eps, dtype, group);
 }
 
+Backward detail::frozen_tail_backward(const Tensor& grad, const Tensor& pass, const Optional& x, const Moments& moments,
+                                      const Optional& gamma, double eps, at::ScalarType dtype) {
+  static const auto op = find_op<decltype(frozen_cpu)>("_frozen_tail_backward");
+  return op.call(grad, pass, x, moments.mean, moments.var, gamma, eps, dtype);
+}
+
 TORCH_LIBRARY_FRAGMENT(octet, m) {
+  m.def(
+      "_frozen_tail_backward(Tensor grad, Tensor pass_bits, Tensor? x, Tensor mean, Tensor var, Tensor? gamma, float "
+      "eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)");
   m.def("_batch_statistics(Tensor x) -> (Tensor mean, Tensor var, Tensor min, Tensor max)");
   m.def(
       "_block_tail(Tensor x, Tensor mean, Tensor var, Tensor low, Tensor high, Tensor? gamma, Tensor? beta, float eps, "
@@ -210,12 +251,14 @@ TORCH_LIBRARY_IMPL(octet, CPU, m) {
   m.impl("_batch_statistics", TORCH_FN(statistics_cpu));
   m.impl("_block_tail", TORCH_FN(forward_cpu));
   m.impl("_block_tail_backward", TORCH_FN(backward_cpu));
+  m.impl("_frozen_tail_backward", TORCH_FN(frozen_cpu));
 }
 
 TORCH_LIBRARY_IMPL(octet, Meta, m) {
   m.impl("_batch_statistics", TORCH_FN(statistics_meta));
   m.impl("_block_tail", TORCH_FN(forward_meta));
   m.impl("_block_tail_backward", TORCH_FN(backward_meta));
+  m.impl("_frozen_tail_backward", TORCH_FN(frozen_meta));
 }
 
 }  // namespace octet

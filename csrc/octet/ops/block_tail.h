@@ -40,7 +40,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> block_tail_backward(const at::Ten
                                                                    const std::optional<at::Tensor>& gamma, double eps,
                                                                    at::ScalarType dtype, std::string_view group);
 
-// The same below the dispatcher. overwrite_x: x is the caller's own and may become the gradient.
+// The same where batch norm's statistics, moments' mean and var, do not depend on x; without x no gradient of gamma.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> frozen_tail_backward(const at::Tensor& grad, const at::Tensor& pass,
+                                                                    const std::optional<at::Tensor>& x,
+                                                                    const Moments& moments,
+                                                                    const std::optional<at::Tensor>& gamma, double eps,
+                                                                    at::ScalarType dtype);
+
+// block_tail_backward below the dispatcher. overwrite_x: x is the caller's own and may become the gradient.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> block_tail_backward_cpu(const at::Tensor& grad, const at::Tensor& pass,
                                                                        const at::Tensor& x, const Moments& moments,
                                                                        const std::optional<at::Tensor>& gamma,

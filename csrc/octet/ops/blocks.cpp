@@ -107,7 +107,8 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
   check_conv(x, weight, conv);
   check_batch_norm("conv_block", bn, weight.sym_size(0));
   detail::parse_activation("conv_block", activation);
-  if (fake_quantize && batch_stats && detail::can_fuse(x, weight)) {
+  const bool plain = !batch_stats && !observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias});
+  if (fake_quantize && !plain && detail::can_fuse(x, weight)) {
     return detail::fused_conv_block(
         x, weight, bias, {conv, bn, activation, weight_bits, per_channel, input, output, observe, low_memory});
   }
@@ -116,7 +117,7 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
   if (tail.integer()) {
     value = detail::conv_integer(x, weight, bias, bn, conv, activation, weight_bits, per_channel, input, output);
     value = value.to(detail::block_dtype(weight));
-    if (!observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias})) return tail.inference(value);
+    if (plain) return tail.inference(value);
   }
   const Tensor w = fake_quantize ? fake_quantize_weight(weight, weight_bits, per_channel) : weight;
   return tail.finish(detail::convolve(x, w, bias, conv), value);

@@ -5,6 +5,11 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv3d.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isnan.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -12,6 +17,7 @@
 #include "octet/ops/common.h"
 #include "octet/ops/conv_sums.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/nhwc.h"
 #include "octet/ops/process_group.h"
 #include "octet/ops/quantize.h"
 
@@ -36,7 +42,8 @@ Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() ==
 struct Constants {
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups, weight_bits;
-  bool per_channel, integer;  // integer: the forward is that of the INT8 kernels
+  bool per_channel, batch_stats;
+  bool integer;  // the forward is that of the INT8 kernels
   double eps;
   at::ScalarType conv_type;  // under autocast a float convolution runs in a narrower type, forward and backward
 
@@ -48,6 +55,7 @@ struct Constants {
     data["groups"] = groups;
     data["weight_bits"] = weight_bits;
     data["per_channel"] = per_channel;
+    data["batch_stats"] = batch_stats;
     data["integer"] = integer;
     data["eps"] = eps;
     data["conv_type"] = static_cast<int64_t>(conv_type);
@@ -60,6 +68,7 @@ struct Constants {
     groups = data["groups"].toInt();
     weight_bits = data["weight_bits"].toInt();
     per_channel = data["per_channel"].toBool();
+    batch_stats = data["batch_stats"].toBool();
     integer = data["integer"].toBool();
     eps = data["eps"].toDouble();
     conv_type = static_cast<at::ScalarType>(data["conv_type"].toInt());
@@ -71,8 +80,9 @@ struct Constants {
         groups(block.conv.groups),
         weight_bits(block.weight_bits),
         per_channel(block.per_channel),
+        batch_stats(block.bn.batch_stats),
         integer(can_sum_codes(weight)),
-        eps(block.bn.eps),
+        eps(block.bn.present() ? block.bn.eps : 0),
         conv_type(at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU)
                                                               : at::kFloat) {}
 
@@ -96,22 +106,49 @@ std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const In
     return conv_sums(input, x, weight, {constants.weight_bits, constants.per_channel}, constants.conv());
   }
   const Tensor values = x ? *x : read(input, constants.conv_type);
-  const Tensor sums =
-      to_type(convolve(values, constants.quantized(weight), std::nullopt, constants.conv()), at::kFloat);
+  // Channels innermost whatever x's layout: backward may compute them again from the codes, which have it.
+  const Tensor sums = channels_innermost(
+      to_type(convolve(values, constants.quantized(weight), std::nullopt, constants.conv()), at::kFloat));
   return {sums, batch_statistics(sums)};
 }
 
-// Gradients of the convolution's output, which low-memory mode has not kept (`sums` undefined), gamma and beta.
+Moments batch_moments(const Tensor& sums, const BatchStatistics& own, const std::string& group) {
+  if (group.empty()) check_batch("conv_block", sums);
+  return join_moments("conv_block", {own.mean, own.var, batch_count(sums)}, group);
+}
+
+// Those of the sums, which lack the bias, by running statistics; without batch norm such that it only adds the bias.
+Moments fixed_moments(const BatchNorm& bn, const Optional& bias, const Tensor& sums) {
+  const auto options = sums.options().dtype(at::kFloat);
+  const Tensor shift = bias ? to_type(*bias, at::kFloat) : at::zeros_symint({sums.sym_size(1)}, options);
+  if (!bn.present()) return {-shift, at::ones_symint({sums.sym_size(1)}, options), batch_count(sums)};
+  TORCH_CHECK(bn.mean && bn.var, "conv_block: batch norm without batch_stats needs bn_mean and bn_var (got none)");
+  return {to_type(*bn.mean, at::kFloat) - shift, to_type(*bn.var, at::kFloat).clone(), batch_count(sums)};
+}
+
+// Gradients of the convolution's output (`sums` is undefined where it was not kept), gamma and beta.
 std::tuple<Tensor, Tensor, Tensor> tail_gradients(const Constants& constants, const Tensor& grad, const Tensor& pass,
                                                   const Tensor& sums, const InputCodes& input, const Tensor& weight,
-                                                  const Moments& moments, const Optional& gamma,
+                                                  const Moments& moments, const Optional& gamma, bool needs_gamma,
                                                   std::string_view group) {
+  const auto again = [&] { return std::get<0>(sums_of(constants, input, std::nullopt, weight)); };
+  if (!constants.batch_stats) {
+    const Optional x = needs_gamma ? Optional(sums.defined() ? sums : again()) : std::nullopt;
+    return frozen_tail_backward(grad, pass, x, moments, gamma, constants.eps, constants.conv_type);
+  }
   if (!sums.defined() && constants.integer) {
     return recomputed_tail_backward(grad, pass, input, weight, {constants.weight_bits, constants.per_channel},
                                     constants.conv(), moments, gamma, constants.eps, constants.conv_type, group);
   }
-  const Tensor x = sums.defined() ? sums : std::get<0>(sums_of(constants, input, std::nullopt, weight));
-  return block_tail_backward(grad, pass, x, moments, gamma, constants.eps, constants.conv_type, group);
+  return block_tail_backward(grad, pass, sums.defined() ? sums : again(), moments, gamma, constants.eps,
+                             constants.conv_type, group);
+}
+
+// Whatever is added to a channel, batch norm by the batch's own statistics takes it out.
+Tensor bias_gradient(const Constants& constants, const Tensor& grad_beta, const Optional& gamma, const Tensor& var) {
+  if (constants.batch_stats) return at::zeros_like(grad_beta);
+  const Tensor scaled = grad_beta * (var + constants.eps).rsqrt();
+  return gamma ? scaled * to_type(*gamma, at::kFloat) : scaled;
 }
 
 class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
@@ -123,20 +160,33 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     const InputCodes input = input_codes(x, block.input);
     const auto [sums, own] = sums_of(constants, input, x, weight);
     const std::string group(block.bn.process_group);
-    if (group.empty()) check_batch("conv_block", sums);
-    const Moments moments = join_moments("conv_block", {own.mean, own.var, batch_count(sums)}, group);
+    const Moments moments =
+        block.bn.batch_stats ? batch_moments(sums, own, group) : fixed_moments(block.bn, bias, sums);
     const BatchStatistics statistics{moments.mean, moments.var, own.min, own.max};
-    const TailResult tail =
-        block_tail(sums, statistics, gamma, beta, block.bn.eps, block.activation, block.output, block.observe);
+    TailResult tail =
+        block_tail(sums, statistics, gamma, beta, constants.eps, block.activation, block.output, block.observe);
+    if (!block.bn.batch_stats) {  // the value is the INT8 model's, but a diverged run must show
+      const Tensor value = conv_integer(x, weight, bias, block.bn, block.conv, block.activation, block.weight_bits,
+                                        block.per_channel, block.input, block.output);
+      tail.y = at::where(at::isnan(tail.y), tail.y, value);
+    }
+    // Without batch statistics only gamma's gradient needs the sums.
+    const bool keeps_sums = !block.low_memory && (block.bn.batch_stats || (gamma && gamma->requires_grad()));
     context->save_for_backward({input.codes, input.scale, input.zero_point, weight, gamma.value_or(Tensor()),
-                                block.low_memory ? Tensor() : sums, tail.pass, statistics.mean, statistics.var,
+                                keeps_sums ? sums : Tensor(), tail.pass, statistics.mean, statistics.var,
                                 moments.count});
     constants.save(context);
     context->saved_data["group"] = group;
     context->saved_data["needs_x"] = x.requires_grad();
     context->saved_data["needs_weight"] = weight.requires_grad();
     context->saved_data["has_bias"] = bias.has_value();
+    context->saved_data["needs_gamma"] = gamma && gamma->requires_grad();
     context->saved_data["has_beta"] = beta.has_value();
+    if (!block.bn.batch_stats) {
+      const Tensor none = at::empty({0}, sums.options()), no_count = at::empty({0}, moments.count.options());
+      context->mark_non_differentiable({tail.min, tail.max, none, no_count});
+      return {tail.y, tail.min, tail.max, none, none.clone(), no_count};
+    }
     const Tensor mean = bias ? statistics.mean + to_type(*bias, at::kFloat) : statistics.mean;
     context->mark_non_differentiable({tail.min, tail.max, mean, statistics.var, moments.count});
     return {tail.y, tail.min, tail.max, mean, statistics.var, moments.count};
@@ -152,7 +202,7 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     const Moments moments{saved[7], saved[8], saved[9]};
     const auto [grad_sums, grad_gamma, grad_beta] =
         tail_gradients(constants, gradients[0], saved[6], saved[5], input, weight, moments, gamma,
-                       context->saved_data["group"].toStringRef());
+                       context->saved_data["needs_gamma"].toBool(), context->saved_data["group"].toStringRef());
     const Tensor x = read(input, type);  // not before the sums' memory is free again
     const ConvArguments conv = constants.conv();
     const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
@@ -161,12 +211,13 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
         /*transposed=*/false, no_output_padding, conv.groups,
         {context->saved_data["needs_x"].toBool(), context->saved_data["needs_weight"].toBool(), false});
     const auto cast = [](const Tensor& grad, at::ScalarType to) { return grad.defined() ? grad.to(to) : grad; };
-    return {cast(grad_x, at::kFloat),
-            cast(grad_weight, weight.scalar_type()),  // straight through: no weight lies outside its grid
-            // Whatever is added to a channel, batch norm takes it out.
-            context->saved_data["has_bias"].toBool() ? at::zeros_like(grad_beta) : Tensor(),
-            gamma ? cast(grad_gamma, gamma->scalar_type()) : Tensor(),
-            context->saved_data["has_beta"].toBool() ? grad_beta : Tensor(), Tensor()};
+    return {
+        cast(grad_x, at::kFloat),
+        cast(grad_weight, weight.scalar_type()),  // straight through: no weight lies outside its grid
+        context->saved_data["has_bias"].toBool() ? bias_gradient(constants, grad_beta, gamma, moments.var) : Tensor(),
+        gamma ? cast(grad_gamma, gamma->scalar_type()) : Tensor(),
+        context->saved_data["has_beta"].toBool() ? grad_beta : Tensor(),
+        Tensor()};
   }
 };
 

@@ -1,6 +1,7 @@
-// The fused training path of conv_block: fake-quantized weight, convolution, batch statistics, activation and grid as
-// one node of the autograd graph. Saved for backward: the input as u8 codes, the convolution's output, one bit per
-// element; in low-memory mode not even the output, which backward computes again. Not a public header.
+// The fused training path of conv_block: fake-quantized weight, convolution, batch norm by whatever statistics or none,
+// activation and grid as one node of the autograd graph. Saved for backward: the input as u8 codes, one bit per
+// element, and the convolution's output if batch norm's gradient needs it; in low-memory mode backward computes that
+// again. Without batch statistics the value is that of the integer path. Not a public header.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +23,7 @@ bool can_fuse(const at::Tensor& x, const at::Tensor& weight);
 
 struct FusedConv {
   const ConvArguments& conv;
-  const BatchNorm& bn;  // with batch statistics
+  const BatchNorm& bn;
   int64_t activation, weight_bits;
   bool per_channel;
   const GridRef& input;
