@@ -30,6 +30,7 @@ from .patterns import (
     is_tensor,
     keeps_grid,
     label,
+    max_pool_dims,
     must,
     tied_operands,
 )
@@ -246,7 +247,12 @@ class _Fuser:
             return None if island else Tied(operands, activation is Activation.RELU6)
         if is_getitem(node):
             return Tied(operands) if isinstance(self.roles.get(operands[0]), Tied) else None
-        return Tied(operands) if keeps_grid(node, self.modules) else None
+        return Tied(operands) if keeps_grid(node, self.modules) or self._is_max_pool(node) else None
+
+    def _is_max_pool(self, node: Node) -> bool:
+        dims, got = max_pool_dims(node, self._module(node)), node.args[0].meta["val"].dim()
+        must(dims in (0, got - 2), f"max pool: the input must have {dims + 2} dimensions (got {got})")
+        return dims > 0
 
     # Small questions.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch.utils.serialization import config
 
 from .codec import decode, encode
 from .convert import Int8Model
@@ -30,6 +31,7 @@ def save(model: QATModel | Int8Model, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: another kind of model.
         FileNotFoundError: no such folder.
+        IsADirectoryError: the path is a folder.
         FileError: a layer of a class that is neither of torch.nn nor of octet, which could not be read back.
     """
     kind = next((name for name, cls in _KINDS.items() if isinstance(model, cls)), None)
@@ -38,7 +40,12 @@ def save(model: QATModel | Int8Model, path: str | os.PathLike[str]) -> None:
     check_folder("save", Path(path))
     data, tensors = encode(model)
     content = {"format": _FORMAT, "version": _VERSION, "kind": kind, "model": json.dumps(data), "tensors": tensors}
-    write_whole(Path(path), lambda temporary: torch.save(content, temporary))
+    write_whole(Path(path), lambda temporary: _write(content, temporary))
+
+
+def _write(content: dict[str, Any], path: str) -> None:
+    with config.patch("save.compute_crc32", True):  # load checks them, whatever the program does with its own files
+        torch.save(content, path)
 
 
 def load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
@@ -63,12 +70,16 @@ def _load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
         return decode(json.loads(content["model"]), content["tensors"], _KINDS[content["kind"]])
     except FileError as error:
         raise FileError(f"load: {path}: {error}") from error
-    except (AttributeError, ImportError, KeyError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # what a changed file makes the reader raise has many types
         raise FileError(f"load: {path}: must be a whole file written by octet.save (got {error!r})") from error
 
 
 def _read(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
     try:
+        damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
+        file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged or foreign file makes torch.load raise has many types
         kind = "a TorchScript file: torch.jit.load" if _is_torchscript(file) else "a damaged or foreign one"
@@ -83,9 +94,11 @@ def _is_torchscript(file: BinaryIO) -> bool:
 
 
 def check_folder(what: str, path: Path) -> None:
-    """Raises FileNotFoundError unless `path` can be a file in a folder that is there."""
+    """Raises FileNotFoundError or IsADirectoryError unless `path` can be a file in a folder that is there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{what}: {path}: the folder must exist (got none)")
+    if path.is_dir():
+        raise IsADirectoryError(f"{what}: {path}: must be a file (got a folder)")
 
 
 def write_whole(path: Path, write: Callable[[str], None]) -> None:

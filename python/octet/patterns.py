@@ -18,7 +18,7 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ADAPTIVES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MAX_POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 MAX_POOL_FUNCTIONS = {_aten.max_pool1d: 1, _aten.max_pool2d: 2, _aten.max_pool3d: 3}
@@ -69,7 +69,6 @@ MOVING_MODULES = (
     nn.PixelShuffle,
     nn.ChannelShuffle,
     *DROPOUTS,
-    *MAX_POOLS,
     qnn.MaxPool,
 )
 PADS = (_aten.pad, _aten.constant_pad_nd)
@@ -100,20 +99,24 @@ def is_getitem(node: Node) -> bool:
 
 
 def keeps_grid(node: Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the values that `node` gives are values that it reads, or zeros."""
+    """Whether the values that `node` gives are values that it reads, or zeros. Of max pools only octet's: see fuse."""
     module = modules[node.target] if node.op == "call_module" else None
-    moves = node.target in MOVES or type(module) in MOVING_MODULES or node.target in MAX_POOL_FUNCTIONS
+    moves = node.target in MOVES or type(module) in MOVING_MODULES
     return moves or is_zero_pad(node) or is_nearest(module)
+
+
+def max_pool_dims(node: Node, module: nn.Module | None) -> int:
+    """Over how many dimensions `node` takes the largest value, 0 if it is no max pool."""
+    return MAX_POOLS.get(type(module), 0) or MAX_POOL_FUNCTIONS.get(node.target, 0)
 
 
 def max_pool_windows(node: Node, module: nn.Module | None) -> tuple[Any, ...]:
     """What `qnn.MaxPool` takes, from a node of MAX_POOL_FUNCTIONS or, with its module, one of MAX_POOLS."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    dims = max_pool_dims(node, module)
     if module is not None:
-        dims = int(type(module).__name__[-2])
         values = [getattr(module, name) for name in names]
     else:
-        dims = MAX_POOL_FUNCTIONS[node.target]
         given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
         values = [given.get(name, default) for name, default in zip(names, (None, None, 0, 1, False), strict=True)]
     kernel, stride, padding, dilation, ceil_mode = values

@@ -8,6 +8,7 @@ from torch import nn
 
 from .nn import FakeQuantize, NormBlock
 from .prepare import ROOT, QATModel, freeze_float_norms
+from .spec import is_number
 
 
 def set_mode(
@@ -66,7 +67,8 @@ class Schedule:
 
     Raises:
         TypeError: a float model.
-        ValueError: steps below 1, a negative fraction, or ranges that freeze before they are observed.
+        ValueError: steps below 1, a fraction that is no number or negative, or ranges that freeze before they are
+            observed.
     """
 
     def __init__(
@@ -81,13 +83,7 @@ class Schedule:
         starts = {"observe": observe, "fake_quantize": fake_quantize, "freeze_bn": freeze_bn}
         starts["freeze_ranges"] = freeze_ranges
         check_has_grids("Schedule", qat)
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"Schedule: steps must be an integer, at least 1 (got {steps!r})")
-        for name, start in starts.items():
-            if start < 0:
-                raise ValueError(f"Schedule: {name} must not be negative (got {start})")
-        if freeze_ranges < observe:
-            raise ValueError(f"Schedule: freeze_ranges must not be before observe (got {freeze_ranges}, {observe})")
+        _check_plan(steps, starts)
         self.qat, self.steps, self.starts, self.done = qat, steps, starts, 0
         self._modes: dict[str, bool] = {}
         self._apply()
@@ -105,8 +101,9 @@ class Schedule:
         missing = {"steps", "done", *self.starts} - state.keys()
         if missing:
             raise ValueError(f"Schedule: the state must have {sorted(missing)} (got {sorted(state)})")
-        self.steps, self.done = state["steps"], state["done"]
-        self.starts = {name: state[name] for name in self.starts}
+        starts = {name: state[name] for name in self.starts}
+        _check_plan(state["steps"], starts)
+        self.steps, self.done, self.starts = state["steps"], state["done"], starts
         self._modes = {}
         self._apply()
 
@@ -118,3 +115,14 @@ class Schedule:
         if changed:
             set_mode(self.qat, **changed)
         self._modes = modes
+
+
+def _check_plan(steps: int, starts: dict[str, float]) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"Schedule: steps must be an integer, at least 1 (got {steps!r})")
+    for name, start in starts.items():
+        if not is_number(start) or not start >= 0:  # NaN is not
+            raise ValueError(f"Schedule: {name} must be a number, not negative (got {start!r})")
+    observe, freeze = starts["observe"], starts["freeze_ranges"]
+    if freeze < observe:
+        raise ValueError(f"Schedule: freeze_ranges must not be before observe (got {freeze}, {observe})")

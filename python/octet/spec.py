@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Real
+from typing import Any
 
 from torch import nn
 
@@ -55,10 +57,19 @@ class Spec:
             raise ValueError(f"Spec: bits must be an integer, 2 to 8 (got {self.bits!r})")
         if self.observer not in OBSERVERS:
             raise ValueError(f"Spec: observer must be one of {OBSERVERS} (got {self.observer!r})")
-        if not 0 < self.averaging_constant <= 1:
-            raise ValueError(f"Spec: averaging_constant must be in (0, 1] (got {self.averaging_constant})")
-        if not 0 < self.percentile <= 100:
-            raise ValueError(f"Spec: percentile must be in (0, 100] (got {self.percentile})")
+        for name, most in {"averaging_constant": 1, "percentile": 100}.items():
+            value = getattr(self, name)
+            if not is_number(value) or not 0 < value <= most:
+                raise ValueError(f"Spec: {name} must be in (0, {most}] (got {value!r})")
+        for name in ("symmetric", "per_channel"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"Spec: {name} must be True or False (got {value!r})")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 Override = Spec | _Precision
@@ -76,8 +87,8 @@ class Recipe:
             and for the grid of their output. Names win over types, longer names over shorter ones.
 
     Raises:
-        TypeError: a default that is no Spec, an override that is neither a Spec nor octet.Float, or a key that is
-            neither a name nor a type.
+        TypeError: a default that is no Spec, overrides that are no mapping, an override that is neither a Spec nor
+            octet.Float, or a key that is neither a name nor a class of modules.
     """
 
     activations: Spec = field(default_factory=Spec)
@@ -88,8 +99,10 @@ class Recipe:
         for name, spec in {"activations": self.activations, "weights": self.weights}.items():
             if not isinstance(spec, Spec):
                 raise TypeError(f"Recipe: {name} must be a Spec (got {spec!r})")
+        if not isinstance(self.overrides, Mapping):
+            raise TypeError(f"Recipe: overrides must be a dict (got {type(self.overrides).__name__})")
         for key, value in self.overrides.items():
-            if not isinstance(key, (str, type)):
+            if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
                 raise TypeError(f"Recipe: override keys must be module names or types (got {key!r})")
             if not isinstance(value, (Spec, _Precision)):
                 raise TypeError(f"Recipe: the override of {key!r} must be octet.Float or a Spec (got {value!r})")

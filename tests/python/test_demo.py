@@ -68,8 +68,9 @@ def test_example_runs(name, floor, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("present", [True] if data.FASHION_MNIST.is_dir() else [])
-def test_fashion_mnist_is_within_three_tenths(present, tmp_path):
+def test_fashion_mnist_is_within_three_tenths(tmp_path):
+    if not data.FASHION_MNIST.is_dir():
+        pytest.skip(f"needs Debian's package dataset-fashion-mnist (nothing in {data.FASHION_MNIST})")
     start = time.perf_counter()
     rows = {row.name: row for row in demo.demo("fashion-mnist", 0, tmp_path)}
     assert rows["INT8"].accuracy >= rows["FP32"].accuracy - 0.3

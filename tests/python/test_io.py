@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import zipfile
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.serialization import config
 
 import octet
 from helpers import equal_bits, train, trained
@@ -79,6 +81,33 @@ def test_a_truncated_file_is_refused(part, tmp_path):
     path.write_bytes(whole[: int(part * len(whole)) if part < 1 else part])
     with pytest.raises(FileError, match=r"model: must be a whole file written by octet.save"):
         octet.load(path)
+
+
+def test_files_with_a_flipped_bit_are_refused_or_equal(tmp_path):
+    """Equal, because a zip archive has dates and padding that nobody reads."""
+    qat, _ = trained("SharedConv")
+    path = tmp_path / "model"
+    octet.save(qat, path)
+    whole = path.read_bytes()
+    draw, refused = random.Random(0), 0
+    for _ in range(100):
+        place = draw.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        try:
+            again = octet.load(path)
+        except FileError:
+            refused += 1
+        else:
+            assert equal_bits(again.state_dict(), qat.state_dict()) and again.code == qat.code
+    assert refused > 50
+
+
+def test_files_have_checksums_in_programs_that_do_without(tmp_path):
+    qat, _ = trained("SharedConv")
+    with config.patch("save.compute_crc32", False):
+        octet.save(qat, tmp_path / "model")
+    assert zipfile.ZipFile(tmp_path / "model").testzip() is None
+    assert equal_bits(octet.load(tmp_path / "model").state_dict(), qat.state_dict())
 
 
 def test_foreign_files_are_refused(tmp_path):

@@ -70,10 +70,18 @@ def test_schedules_are_checked():
     qat, _ = prepared()
     with pytest.raises(ValueError, match=r"steps must be an integer, at least 1 \(got 0\)"):
         octet.Schedule(qat, 0)
-    with pytest.raises(ValueError, match=r"freeze_bn must not be negative \(got -1\)"):
-        octet.Schedule(qat, 5, freeze_bn=-1)
+    with pytest.raises(ValueError, match=r"steps must be an integer, at least 1 \(got True\)"):
+        octet.Schedule(qat, True)
+    for name, start in {"freeze_bn": -1, "observe": "0", "fake_quantize": float("nan"), "freeze_ranges": True}.items():
+        with pytest.raises(ValueError, match=rf"{name} must be a number, not negative \(got {start!r}\)"):
+            octet.Schedule(qat, 5, **{name: start})
     with pytest.raises(ValueError, match="freeze_ranges must not be before observe"):
         octet.Schedule(qat, 5, observe=0.9, freeze_ranges=0.1)
+    schedule = octet.Schedule(qat, 5)
+    before = schedule.state_dict()
+    with pytest.raises(ValueError, match=r"observe must be a number, not negative \(got None\)"):
+        schedule.load_state_dict({**before, "steps": 7, "observe": None})
+    assert schedule.state_dict() == before
 
 
 def test_frozen_ranges_and_statistics_stay():
