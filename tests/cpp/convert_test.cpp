@@ -116,6 +116,41 @@ TEST(PrepareConvert, OneAndThreeDimensions) {
   expect_same_bits(volume, {6, 2, 7, 7, 7});
 }
 
+TEST(PrepareConvert, LayersWithoutIntegerFormStayFloat) {
+  at::manual_seed(9);
+  tnn::Sequential qat = prepare(tnn::Sequential(
+      tnn::Conv2d(tnn::Conv2dOptions(3, 4, 3).padding(1).padding_mode(torch::kReflect)), tnn::ReLU(),
+      tnn::Conv2d(tnn::Conv2dOptions(4, 4, 2).padding(torch::kSame)), tnn::Conv2d(tnn::Conv2dOptions(4, 4, 1)),
+      tnn::BatchNorm2d(tnn::BatchNorm2dOptions(4).track_running_stats(false)), tnn::Conv2d(tnn::Conv2dOptions(4, 4, 1)),
+      tnn::AdaptiveAvgPool2d(tnn::AdaptiveAvgPool2dOptions({std::nullopt, 2})), tnn::Flatten(), tnn::Linear(32, 5)));
+  EXPECT_EQ(qat->named_children().keys(),
+            (std::vector<std::string>{"0", "1", "2", "3_input", "3", "4_to_float", "4", "5_input", "5", "6_to_float",
+                                      "6", "7", "8_input", "8"}));
+  train(qat, {6, 3, 4, 4});
+  expect_same_bits(qat, {6, 3, 4, 4});
+}
+
+TEST(PrepareConvert, BatchNormOverTokensIsABlockOfItsOwn) {
+  at::manual_seed(10);
+  tnn::Sequential qat =
+      prepare(tnn::Sequential(tnn::Linear(6, 5), tnn::BatchNorm1d(3), tnn::ReLU(), tnn::Linear(5, 2)));
+  EXPECT_EQ(qat->named_children().keys(), (std::vector<std::string>{"0_input", "0", "1", "3"}));
+  train(qat, {4, 3, 6});
+  expect_same_bits(qat, {4, 3, 6});
+}
+
+TEST(PrepareConvert, PoolsInCeilModeMayBeLargerThanTheirInput) {
+  at::manual_seed(11);
+  for (int64_t window : {2, 3}) {
+    tnn::Sequential qat =
+        prepare(tnn::Sequential(tnn::Conv2d(tnn::Conv2dOptions(3, 4, 6 - window)),
+                                tnn::MaxPool2d(tnn::MaxPool2dOptions(window).stride(2).ceil_mode(true)),
+                                tnn::AvgPool2d(tnn::AvgPool2dOptions(2).stride(2).ceil_mode(true))));
+    calibrate(qat, {at::randn({4, 3, 4, 4})});
+    expect_same_bits(qat, {4, 3, 4, 4});
+  }
+}
+
 TEST(PrepareConvert, FloatIslands) {
   at::manual_seed(4);
   tnn::Sequential qat = prepare(tnn::Sequential(tnn::Linear(6, 8), tnn::Sigmoid(), tnn::Linear(8, 8), tnn::ReLU(),
@@ -253,6 +288,9 @@ TEST(Errors, NameTheLayer) {
   const c10::NoGradGuard guard;
   qat->named_children()["7"]->as<nn::ConvBlockImpl<2>>()->conv->weight.fill_(std::numeric_limits<float>::infinity());
   EXPECT_ERROR(convert(qat), "convert: 7: conv.weight must be finite (got NaN or inf)");
+  tnn::Sequential tokens = prepare(tnn::Sequential(tnn::Linear(6, 5), tnn::BatchNorm1d(5)));
+  EXPECT_ERROR(tokens->forward(at::randn({2, 5, 6})),
+               "Linear 0: x must have shape [N, I] where batch norm follows (got [2, 5, 6])");
 }
 
 }  // namespace

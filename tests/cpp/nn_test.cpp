@@ -363,9 +363,11 @@ TEST(Cat, SharesOneGrid) {
 }
 
 TEST(Blocks, ErrorsNameTheBlock) {
-  EXPECT_ERROR(Conv2d(torch::nn::Conv2dOptions(4, 4, 3).padding_mode(torch::kReflect)), "padding_mode must be zeros");
-  EXPECT_ERROR(Conv2d(torch::nn::Conv2dOptions(4, 4, 2).padding(torch::kSame)),
-               "padding 'same' must be equal on both sides");
+  EXPECT_ERROR(Conv2d(torch::nn::Conv2dOptions(4, 4, 3).padding_mode(torch::kReflect)),
+               "Conv2d: padding must be as many zeros on both sides (got padding_mode kReflect, kernel_size [3, 3])");
+  EXPECT_ERROR(
+      Conv2d(torch::nn::Conv2dOptions(4, 4, 2).padding(torch::kSame), BlockOptions{.label = "stem"}),
+      "Conv2d stem: padding must be as many zeros on both sides (got padding_mode kZeros, kernel_size [2, 2])");
   EXPECT_ERROR(Linear(torch::nn::LinearOptions(40000, 1), BlockOptions{.label = "head"}),
                "Linear head: products summed per output");
   Linear lonely(torch::nn::LinearOptions(4, 2), BlockOptions{.label = "head"});

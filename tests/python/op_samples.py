@@ -761,6 +761,7 @@ SAMPLES = [
             ("padding counts", codes(2, 3, 7, 5), [3, 3], [2, 2], [1, 1], False, True, 0),
             ("padding does not count", codes(2, 3, 7, 5), [3, 2], [2, 1], [1, 1], False, False, 0),
             ("ceil mode", codes(2, 3, 8, 6), [3, 3], [2, 2], [1, 0], True, True, 0),
+            ("ceil mode larger than x", codes(2, 3, 1, 2), [2, 3], [2, 2], [0, 0], True, True, 0),
             ("divisor", codes(2, 3, 6, 5), [2, 3], [1, 2], [0, 0], False, True, 5),
             ("1d", codes(2, 3, 9), [4], [3], [2], False, False, 0),
             ("3d", codes(2, 3, 4, 5, 4), [2, 2, 2], [2, 1, 2], [0, 1, 0], False, True, 0),
@@ -783,6 +784,7 @@ SAMPLES = [
         for shape, *windows in [
             ((2, 3, 7, 5), [2, 2], [2, 2], [0, 0], [1, 1], False),
             ((2, 3, 7, 6), [3, 3], [2, 2], [1, 1], [1, 1], True),
+            ((2, 3, 1, 2), [2, 3], [2, 2], [0, 0], [1, 1], True),
             ((2, 3, 9), [3], [1], [1], [2], False),
             ((2, 3, 4, 4, 4), [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], False),
         ]

@@ -94,6 +94,24 @@ FORMS: dict[str, tuple[Callable[[], Net], set[str]]] = {
         lambda: Net(lambda n, x: n.b(n.p(n.a(x))[0]), a=conv(), b=conv(8, 4), p=nn.MaxPool2d(2, return_indices=True)),
         {"p.getitem"},
     ),
+    "max pool, ceil mode, larger than the input": (
+        lambda: Net(lambda n, x: n.p(n.a(x)[..., :1, :2]), a=conv(), p=nn.MaxPool2d((2, 3), 2, ceil_mode=True)),
+        set(),
+    ),
+    "max pool over images without channels": (
+        lambda: Net(lambda n, x: n.b(F.max_pool2d(n.a(x).squeeze(1), 2).flatten(1)), a=conv(out=1), b=nn.Linear(12, 4)),
+        {"max_pool2d"},
+    ),
+    "max pool over features": (
+        lambda: Net(
+            lambda n, x: n.b(n.p(n.a(x.mean((2, 3))))), a=nn.Linear(3, 6), p=nn.MaxPool1d(2), b=nn.Linear(3, 4)
+        ),
+        {"p"},
+    ),
+    "average pool, ceil mode, larger than the input": (
+        lambda: Net(lambda n, x: n.p(n.a(x)[..., :1, :2]), a=conv(), p=nn.AvgPool2d((2, 3), 2, ceil_mode=True)),
+        set(),
+    ),
     "average pool, ceil mode, padding not counted": (
         lambda: Net(lambda n, x: n.b(n.a(x)), a=conv(), b=nn.AvgPool2d(2, 2, 1, True, False)),
         set(),
@@ -204,6 +222,19 @@ def test_every_form_keeps_its_values_and_bits(name):
 
 def small() -> Net:
     return Net(lambda n, x: n.c(F.relu(n.bn(n.a(x))).mean((2, 3))), a=conv(), bn=nn.BatchNorm2d(8), c=nn.Linear(8, 4))
+
+
+def test_a_max_pool_left_float_is_one_of_float_values():
+    model = nn.Sequential(conv(), nn.MaxPool2d(2, padding=1), conv(8, 4))
+    qat = octet.prepare(model, image(2)[0], octet.Recipe(overrides={nn.MaxPool2d: octet.Float}))
+    train(qat, image, steps=2)
+    int8 = octet.convert(qat.eval())
+    seen = []
+    int8.get_submodule("1").register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    (x,), _ = image(3)
+    with torch.no_grad():
+        assert equal_bits(qat(x), int8(x))
+    assert seen == [torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -6,7 +6,9 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/pooling.h>
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -41,6 +43,18 @@ bool keeps_grid(const AnyModule& module) {
   namespace tnn = torch::nn;
   return is_any<tnn::MaxPool1d, tnn::MaxPool2d, tnn::MaxPool3d, tnn::ReLU, tnn::Flatten, tnn::Unflatten, tnn::Identity,
                 tnn::Dropout, tnn::Dropout2d, tnn::Dropout3d>(module);
+}
+
+// Whether the size of the pool's result is known before its input.
+template <size_t D>
+bool has_size(const torch::nn::AvgPoolOptions<D>&) {
+  return true;
+}
+
+template <class OutputSize>
+bool has_size(const torch::nn::AdaptiveAvgPoolOptions<OutputSize>& options) {
+  const auto& sizes = *options.output_size();
+  return std::all_of(sizes.begin(), sizes.end(), [](const std::optional<int64_t>& size) { return size.has_value(); });
 }
 
 bool is_dropout(const AnyModule& module) {
@@ -95,6 +109,14 @@ class Preparer {
     return module;
   }
 
+  // Takes a batch norm that a block can fold into a layer: over the layer's channels, with running statistics.
+  template <class BatchNorm>
+  BatchNorm take_norm(int64_t channels) {
+    const auto bn = next_ < layers_.size() ? as<BatchNorm>(layers_[next_].module) : BatchNorm(nullptr);
+    const bool fits = bn && bn->running_mean.defined() && bn->options.num_features() == channels;
+    return fits ? take<BatchNorm>() : BatchNorm(nullptr);
+  }
+
   std::optional<Activation> take_activation() {
     if (take<torch::nn::ReLU>()) return Activation::kRelu;
     if (take<torch::nn::ReLU6>()) return Activation::kRelu6;
@@ -133,8 +155,8 @@ class Preparer {
   bool place_conv(const Layer& layer) {
     using Block = nn::ConvBlockImpl<D>;
     auto conv = as<typename Block::Conv>(layer.module);
-    if (!conv) return false;
-    auto bn = take<typename Block::BatchNorm>();
+    if (!conv || !nn::zero_padding(conv->options)) return false;
+    auto bn = take_norm<typename Block::BatchNorm>(conv->options.out_channels());
     const Activation activation = take_activation().value_or(Activation::kIdentity);
     const std::string name = "Conv" + std::to_string(D) + "d";
     return place(layer, std::make_shared<Block>(name, conv, bn, options(layer), activation));
@@ -144,7 +166,7 @@ class Preparer {
     if (place_conv<1>(layer) || place_conv<2>(layer) || place_conv<3>(layer)) return true;
     auto linear = as<torch::nn::Linear>(layer.module);
     if (!linear) return false;
-    auto bn = take<torch::nn::BatchNorm1d>();
+    auto bn = take_norm<torch::nn::BatchNorm1d>(linear->options.out_features());
     const Activation activation = take_activation().value_or(Activation::kIdentity);
     return place(layer, std::make_shared<nn::LinearBlockImpl>("Linear", linear, bn, options(layer), activation));
   }
@@ -152,7 +174,7 @@ class Preparer {
   template <size_t D>
   bool place_norm(const Layer& layer) {
     auto bn = as<typename nn::FloatLayers<D>::BatchNorm>(layer.module);
-    if (!bn) return false;
+    if (!bn || !bn->running_mean.defined()) return false;
     nn::BlockOptions block = options(layer);
     block.activation = take_activation();
     return place(layer, std::make_shared<nn::BatchNormBlockImpl<D>>(bn, block));
@@ -162,7 +184,7 @@ class Preparer {
   template <class Float, class Block>
   bool place_pool(const Layer& layer) {
     auto pool = as<Float>(layer.module);
-    return pool && place(layer, std::make_shared<Block>(pool->options, options(layer)));
+    return pool && has_size(pool->options) && place(layer, std::make_shared<Block>(pool->options, options(layer)));
   }
   bool place_pool(const Layer& layer) {
     return place_pool<torch::nn::AvgPool1d, nn::AvgPool1dImpl>(layer) ||

@@ -16,12 +16,14 @@ namespace octet {
 
 // A QAT copy of `model`. (conv 1d to 3d or linear) + batch norm + (ReLU or ReLU6) in a row become one octet::nn block
 // under the name of the first of them; batch norm alone, average pools and ReLU6 alone become blocks of their own. Max
-// pools, ReLU, flatten, dropout and identity stay, on the grid of what they read. Everything else, and what
-// recipe.overrides leaves float, is a float island: the value behind it gets a grid when the next block reads it, by a
-// FakeQuantize "<name of the reader>_input".
+// pools, ReLU, flatten, dropout and identity stay, on the grid of what they read. Everything else is a float island:
+// also what recipe.overrides leaves float, a convolution that pads with other than as many zeros on both sides, batch
+// norm without running statistics, an adaptive pool whose size is left open. The value behind an island gets a grid
+// when the next block reads it, by a FakeQuantize "<name of the reader>_input".
 //
-// The batch size stays free. Errors: a Spec out of range, a reduction too long for exact accumulation, batch norm
-// without running statistics, an override whose name is no layer's; each names the layer.
+// The batch size stays free. Errors: a Spec out of range, a reduction too long for exact accumulation, an override
+// whose name is no layer's; each names the layer. The forward refuses tokens [N, L, C] for a linear layer with a batch
+// norm over as many features: leave one of the two float.
 torch::nn::Sequential prepare(const torch::nn::Sequential& model, const Recipe& recipe = {});
 
 // The INT8 model: octet::nn::int8 modules on uint8 codes between a Quantize and a Dequantize, float islands as they

@@ -87,11 +87,8 @@ Dims PoolShape::out() const {
 std::vector<Window> pool_windows(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                                  bool ceil_mode, bool count_include_pad) {
   const int64_t reach = dilation * (kernel - 1) + 1;
-  const int64_t room = in + 2 * padding - reach;
-  int64_t out = room < 0 ? 0 : (ceil_mode ? ceil_div(room, stride) : room / stride) + 1;
-  if (ceil_mode && out > 0 && (out - 1) * stride >= in + padding) --out;
-  std::vector<Window> windows(out);
-  for (int64_t i = 0; i < out; ++i) {
+  std::vector<Window> windows(pooled_size(in, kernel, stride, padding, dilation, ceil_mode));
+  for (int64_t i = 0; i < std::ssize(windows); ++i) {
     const int64_t start = i * stride - padding;
     const int64_t begin = start < 0 ? start + ceil_div(-start, dilation) * dilation : start;
     const int64_t end = std::min(start + reach, in);

@@ -31,8 +31,18 @@ struct PoolShape {
   Dims out() const;
 };
 
-// The windows of torch.nn.MaxPool / AvgPool along one axis. With ceil_mode a last window that starts behind the input
-// and its left padding is dropped, as torch does.
+// How many windows torch.nn.MaxPool / AvgPool have along one axis, 0 where none fits. With ceil_mode one that reaches
+// behind the input counts, even the only one, unless it starts behind the input and its left padding. `Int`: int64_t
+// or Torch's symbolic integer.
+template <class Int>
+Int pooled_size(const Int& in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, bool ceil_mode) {
+  const Int room = in + 2 * padding - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+  if (room < 0) return 0;
+  const Int windows = room / stride + 1;
+  return ceil_mode && (windows - 1) * stride >= in + padding ? windows - 1 : windows;
+}
+
+// Those windows.
 std::vector<Window> pool_windows(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                                  bool ceil_mode, bool count_include_pad);
 

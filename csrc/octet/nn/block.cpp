@@ -24,6 +24,8 @@ BlockImpl::BlockImpl(std::string name, const BlockOptions& options, Activation a
   if (!output) output = register_module("output", FakeQuantize(options.activations, options.label));
 }
 
+std::string BlockImpl::title() const { return label.empty() ? name() : name() + ' ' + label; }
+
 bool BlockImpl::active() const {
   for (const FakeQuantize& input : inputs()) {
     if (!input || !input->active()) return false;
@@ -136,13 +138,13 @@ void detail::update_statistics(at::Tensor running_mean, at::Tensor running_var, 
 
 void NormBlockImpl::check_accumulator(const at::Tensor& weight) const {
   const int64_t taps = weight.numel() / weight.size(0), largest = (int64_t{1} << (weights.bits - 1)) - 1;
-  TORCH_CHECK(accumulator_fits(taps, 255, static_cast<int32_t>(largest)), name(), " ", label,
+  TORCH_CHECK(accumulator_fits(taps, 255, static_cast<int32_t>(largest)), title(),
               ": products summed per output times 255 times the largest weight code must stay below ",
               kAccumulatorLimit, " (got ", taps, " products)");
 }
 
-void detail::check_running_statistics(const std::string& label, bool tracked) {
-  TORCH_CHECK(tracked, label, ": batch norm must track running statistics (got none)");
+void detail::check_running_statistics(const std::string& title, bool tracked) {
+  TORCH_CHECK(tracked, title, ": batch norm must track running statistics (got none)");
 }
 
 }  // namespace octet::nn

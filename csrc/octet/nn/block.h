@@ -83,6 +83,7 @@ class BlockImpl : public torch::nn::Module {
   GridArguments grid_of(const FakeQuantize& input) const;
   void observe(const at::Tensor& low, const at::Tensor& high,
                const at::Tensor& y);  // and ends the output grid's part of this forward
+  std::string title() const;          // the class and the label
   int8::Bounds bounds() const;        // rule 6: an activation is a clamp of the output codes
   void check_ready() const;
 
@@ -137,7 +138,7 @@ inline std::optional<at::Tensor> optional_tensor(const at::Tensor& tensor) {
 namespace detail {
 void update_statistics(at::Tensor running_mean, at::Tensor running_var, at::Tensor batches, const at::Tensor& mean,
                        const at::Tensor& var, const at::Tensor& count, std::optional<double> momentum);
-void check_running_statistics(const std::string& label, bool tracked);
+void check_running_statistics(const std::string& title, bool tracked);
 }  // namespace detail
 
 template <class BatchNorm>

@@ -9,29 +9,30 @@
 
 namespace octet::nn {
 
-namespace {
-
 template <size_t D>
-std::vector<int64_t> padding_of(const torch::nn::detail::ConvNdOptions<D>& options) {
+std::optional<std::vector<int64_t>> zero_padding(const torch::nn::detail::ConvNdOptions<D>& options) {
+  if (!std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode())) return std::nullopt;
   if (const auto* numbers = std::get_if<torch::ExpandingArray<D>>(&options.padding())) {
     return at::IntArrayRef(*numbers).vec();
   }
   std::vector<int64_t> padding(D, 0);
   if (std::holds_alternative<torch::enumtype::kValid>(options.padding())) return padding;
   for (size_t d = 0; d < D; ++d) {
-    const int64_t kernel = (*options.kernel_size())[d], span = (*options.dilation())[d] * (kernel - 1);
-    TORCH_CHECK(span % 2 == 0, "Conv", D, "d: padding 'same' must be equal on both sides (got kernel size ", kernel,
-                ")");
+    const int64_t span = (*options.dilation())[d] * ((*options.kernel_size())[d] - 1);
+    if (span % 2 != 0) return std::nullopt;
     padding[d] = span / 2;
   }
   return padding;
 }
 
+namespace {
+
 template <size_t D>
-int8::ConvGeometry geometry_of(const torch::nn::detail::ConvNdOptions<D>& options) {
-  TORCH_CHECK(std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode()), "Conv", D,
-              "d: padding_mode must be zeros (got another)");
-  return {at::IntArrayRef(options.stride()).vec(), padding_of(options), at::IntArrayRef(options.dilation()).vec(),
+int8::ConvGeometry geometry_of(const std::string& title, const torch::nn::detail::ConvNdOptions<D>& options) {
+  const auto padding = zero_padding(options);
+  TORCH_CHECK(padding, title, ": padding must be as many zeros on both sides (got padding_mode ",
+              torch::enumtype::get_enum_name(options.padding_mode()), ", kernel_size ", options.kernel_size(), ")");
+  return {at::IntArrayRef(options.stride()).vec(), *padding, at::IntArrayRef(options.dilation()).vec(),
           options.groups()};
 }
 
@@ -43,11 +44,11 @@ ConvBlockImpl<D>::ConvBlockImpl(std::string name, Conv conv, BatchNorm bn, const
     : NormBlockImpl(std::move(name), options, activation),
       conv(register_module("conv", std::move(conv))),
       bn(std::move(bn)),
-      geometry_(geometry_of(this->conv->options)) {
+      geometry_(geometry_of(this->title(), this->conv->options)) {
   check_accumulator(this->conv->weight);
   if (!this->bn) return;
   this->register_module("bn", this->bn);
-  detail::check_running_statistics(this->name(), this->bn->running_mean.defined());
+  detail::check_running_statistics(this->title(), this->bn->running_mean.defined());
 }
 
 template <size_t D>
@@ -71,6 +72,10 @@ torch::nn::AnyModule ConvBlockImpl<D>::to_int8() const {
   return torch::nn::AnyModule(int8::Conv2d(fold(conv->weight, conv->bias, norm(bn)), geometry_, requantization()));
 }
 
+template std::optional<std::vector<int64_t>> zero_padding<1>(const torch::nn::detail::ConvNdOptions<1>&);
+template std::optional<std::vector<int64_t>> zero_padding<2>(const torch::nn::detail::ConvNdOptions<2>&);
+template std::optional<std::vector<int64_t>> zero_padding<3>(const torch::nn::detail::ConvNdOptions<3>&);
+
 template class ConvBlockImpl<1>;
 template class ConvBlockImpl<2>;
 template class ConvBlockImpl<3>;
@@ -83,11 +88,13 @@ LinearBlockImpl::LinearBlockImpl(std::string name, torch::nn::Linear linear, tor
   check_accumulator(this->linear->weight);
   if (!this->bn) return;
   register_module("bn", this->bn);
-  detail::check_running_statistics(this->name(), this->bn->running_mean.defined());
+  detail::check_running_statistics(this->title(), this->bn->running_mean.defined());
 }
 
 at::Tensor LinearBlockImpl::forward(const at::Tensor& value) {
   return this->run({value}, [this](const Tensors& x) {
+    TORCH_CHECK(!bn || x[0].dim() == 2, title(), ": x must have shape [N, I] where batch norm follows (got ",
+                x[0].sizes(), ")");
     const Norm n = norm(bn);
     const GridArguments in = grid_of(input), out = output->grid();
     const auto [y, low, high, mean, var, count] = linear_block(
@@ -108,7 +115,7 @@ template <size_t D>
 BatchNormBlockImpl<D>::BatchNormBlockImpl(BatchNorm bn, const BlockOptions& options)
     : NormBlockImpl("BatchNorm" + std::to_string(D) + "d", options, Activation::kIdentity),
       bn(register_module("bn", std::move(bn))) {
-  detail::check_running_statistics(this->name(), this->bn->running_mean.defined());
+  detail::check_running_statistics(this->title(), this->bn->running_mean.defined());
 }
 
 template <size_t D>

@@ -10,7 +10,9 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "octet/nn/block.h"
 
@@ -34,9 +36,13 @@ struct FloatLayers<3> {
   using BatchNorm = torch::nn::BatchNorm3d;
 };
 
+// The padding of a convolution in numbers, or nothing where it is not as many zeros on both sides: a padding_mode other
+// than zeros, "same" padding of an even kernel. No ConvBlock computes such a convolution.
+template <size_t D>
+std::optional<std::vector<int64_t>> zero_padding(const torch::nn::detail::ConvNdOptions<D>& options);
+
 // forward: x [N, I, spatial...], float32 values (or any floating dtype); returns float32 [N, O, out...] on the output
-// grid. Errors: a padding_mode other than zeros, "same" padding that differs between the two sides, and those of
-// octet::conv_block.
+// grid. Errors: a convolution without zero_padding, and those of octet::conv_block.
 template <size_t D>
 class ConvBlockImpl : public NormBlockImpl {
  public:

@@ -6,19 +6,6 @@ namespace octet::detail {
 
 using at::Tensor;
 
-namespace {
-
-// As torch: with ceil_mode a last window that would start behind the input and its left padding is dropped.
-c10::SymInt pooled_size(const c10::SymInt& in, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation,
-                        bool ceil_mode) {
-  const c10::SymInt room = in + 2 * padding - dilation * (kernel - 1) - 1;
-  if (room < 0) return 0;
-  const c10::SymInt windows = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  return ceil_mode && (windows - 1) * stride >= in + padding ? windows - 1 : windows;
-}
-
-}  // namespace
-
 void check_pooled(const char* op, const Tensor& x, size_t rank) {
   TORCH_CHECK(rank >= 1 && rank <= 3 && x.dim() == static_cast<int64_t>(rank) + 2, op,
               ": x must have 2 dimensions more than there are windows, 1 to 3 (got ", x.dim(), ", ", rank, ")");
@@ -37,8 +24,8 @@ std::vector<c10::SymInt> pooled_sizes(const char* op, const Tensor& x, const Win
                 ", ", w.dilation[d], ")");
     TORCH_CHECK(w.padding[d] >= 0 && 2 * w.padding[d] <= w.kernel_size[d], op,
                 ": padding must be at most half of kernel_size (got ", w.padding[d], ", ", w.kernel_size[d], ")");
-    c10::SymInt size =
-        pooled_size(x.sym_size(d + 2), w.kernel_size[d], w.padding[d], w.stride[d], w.dilation[d], w.ceil_mode);
+    c10::SymInt size = kernels::pooled_size(x.sym_size(d + 2), w.kernel_size[d], w.stride[d], w.padding[d],
+                                            w.dilation[d], w.ceil_mode);
     TORCH_CHECK(size >= 1, op, ": the window must not be larger than the padded input (got ", w.kernel_size[d], ", ",
                 x.sym_size(d + 2) + 2 * w.padding[d], " in spatial dimension ", d, ")");
     out.push_back(std::move(size));
