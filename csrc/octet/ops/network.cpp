@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <stdexcept>
 
 #include "octet/kernels/network.h"
@@ -75,10 +74,11 @@ Tensor empty_output(const TensorType& type) {
   return at::empty(memory, options).movedim(-1, 1);
 }
 
-std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch = std::nullopt) {
+// batch: in the place of the plan's; 0 to keep that.
+std::vector<Tensor> empty_outputs(const Plan& plan, int64_t batch) {
   std::vector<Tensor> outputs;
   for (TensorType type : plan.outputs()) {
-    if (batch) type.sizes[0] = *batch;
+    if (batch > 0) type.sizes[0] = batch;
     outputs.push_back(empty_output(type));
   }
   return outputs;
@@ -86,15 +86,15 @@ std::vector<Tensor> empty_outputs(const Plan& plan, std::optional<int64_t> batch
 
 int64_t threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// Images [begin, end) of a call; no end: all of it.
+// So many images of a call from `begin` on; 0: all of it.
 class Part {
  public:
-  Part(Network& network, const std::vector<Input>& inputs, int64_t begin, std::optional<int64_t> end)
+  Part(Network& network, const std::vector<Input>& inputs, int64_t begin, int64_t images)
       : network_(network), begin_(begin) {
     std::vector<TensorType> types;
     for (const Input& input : inputs) {
       types.push_back(input.type);
-      if (end) types.back().sizes[0] = *end - begin;
+      if (images > 0) types.back().sizes[0] = images;
     }
     plan_ = network.plan(types);
   }
@@ -157,13 +157,11 @@ Cut cut_batch(Network& network, const std::vector<Input>& inputs) {
 
 std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
   const Cut cut = cut_batch(network, inputs);
-  std::optional<int64_t> batch;
-  if (cut.parts > 1) batch = inputs[0].type.sizes[0];
+  const int64_t batch = cut.parts > 1 ? inputs[0].type.sizes[0] : 0;
   std::vector<Part> parts;
   for (int64_t i = 0; i < cut.parts; ++i) {
-    const int64_t begin = batch.value_or(0) * i / cut.parts;
-    const auto end = batch ? std::optional(*batch * (i + 1) / cut.parts) : std::nullopt;
-    parts.emplace_back(network, inputs, begin, end);
+    const int64_t begin = batch * i / cut.parts, end = batch * (i + 1) / cut.parts;
+    parts.emplace_back(network, inputs, begin, end - begin);
   }
   const std::vector<Tensor> outputs = empty_outputs(parts[0].plan(), batch);
   if (cut.side_by_side) {
