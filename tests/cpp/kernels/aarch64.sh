@@ -17,7 +17,7 @@ mkdir -p "$build"
 # -O1 for the tests themselves, which are slow to compile; the kernels as they are shipped.
 "$compiler" -std=c++20 -O1 -I"$googletest" -I"$googletest/include" -c "$googletest/src/gtest-all.cc" -o "$build/gtest.o"
 "$compiler" -std=c++20 -O1 -I"$googletest/include" -Icsrc -c tests/cpp/kernels/kernels_test.cpp -o "$build/kernels_test.o"
-for source in conv dispatch elementwise generic neondot pool; do
+for source in conv dispatch elementwise generic neondot pool training training_generic; do
   "$compiler" -std=c++20 -O3 -ffp-contract=off -DOCTET_NEON -Icsrc -c csrc/octet/kernels/$source.cpp -o "$build/$source.o"
 done
 "$compiler" -I"$googletest/include" "$googletest/src/gtest_main.cc" "$build"/*.o -static -lpthread -o "$build/kernels_test"
