@@ -721,6 +721,7 @@ def linear_block(
     fake_quantize: bool,
     batch_stats: bool,
     observe: bool,
+    low_memory: bool = False,
     process_group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`conv_block` for a linear layer: x ``[..., I]``, weight ``[O, I]``; batch norm needs x of shape ``[N, I]``.
@@ -754,6 +755,7 @@ def linear_block(
         fake_quantize,
         batch_stats,
         observe,
+        low_memory,
         process_group,
     )
 

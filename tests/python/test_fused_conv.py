@@ -244,6 +244,23 @@ def test_fixed_statistics_have_the_gradient_of_the_composition(norm: bool, layou
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5 * (1 + wanted.abs().max().item()))
 
 
+def test_fixed_statistics_have_the_bits_of_evaluation() -> None:
+    """Also where gamma is 0, tiny or negative."""
+    for seed in range(8):
+        block = Block(seed)
+        with torch.no_grad():
+            block.gamma[::3], block.gamma[1::3] = 0, block.gamma[1::3] * 1e-6
+        arguments = list(block.arguments())
+        arguments[8:11] = [2 * v for v in arguments[8:11]]
+        arguments[-3:-1] = False, False  # batch_stats, observe
+        y = ops.conv_block(*arguments)[0]
+        with torch.no_grad():
+            expected = ops.conv_block(*arguments)[0]
+        assert y.requires_grad and torch.equal(y, expected)
+        gradients = torch.autograd.grad(y, [block.gamma, block.weight], torch.ones_like(y))
+        assert all(g.isfinite().all() for g in gradients)
+
+
 def test_without_batch_norm_keeps_codes_and_bits() -> None:
     block = Block(0)
     arguments = list(block.arguments())
@@ -358,6 +375,8 @@ def test_opcheck(layout: torch.memory_format) -> None:
     torch.library.opcheck(ops._recomputed_tail_backward.default, recomputed)
     frozen = (backward[0], bits, sums, *statistics[:2], block.gamma.detach(), 1e-5, torch.float32)
     torch.library.opcheck(ops._frozen_tail_backward.default, frozen)
+    integer = (codes, scale, block.input[1], block.weight.detach(), None, *[None] * 4, 0.0, *conv, 8, True, 1)
+    torch.library.opcheck(ops._conv_integer_tail.default, (*integer, *block.output, True))
     torch.library.opcheck(ops.conv_block.default, block.arguments())
 
 

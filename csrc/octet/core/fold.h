@@ -29,6 +29,8 @@ struct FoldedChannel {
   int32_t bias = 0;
   double weight_scale = 1.0;  // sw', after batch norm and snapping
   bool raised = false;        // the multiplier was too small (or the gain 0): codes are recomputed on sw'
+  // The value before snapping and rounding, for gradients: gain * (acc + bias) * multiplier + shift. NaN with a NaN.
+  ChannelAffine unsnapped;
 };
 
 // weight_scale: float32 scale of the channel's unfolded weight codes. bias: the convolution's own, before batch norm.
@@ -46,6 +48,8 @@ inline FoldedChannel fold_channel(float weight_scale, double bias, ChannelAffine
   const double steps = round_even(real_bias / (sx * channel.weight_scale));
   const double limit = kBiasLimit;
   channel.bias = std::isnan(steps) ? 0 : static_cast<int32_t>(std::min(std::max(steps, -limit), limit));
+  const double unit = ideal < kSmallestMultiplier ? sx * channel.weight_scale : ideal * sy;  // of the accumulator
+  channel.unsnapped = {unit / channel.multiplier, real_bias - unit * channel.bias};
   return channel;
 }
 

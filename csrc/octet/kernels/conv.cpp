@@ -65,10 +65,10 @@ void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* 
 }
 
 void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, int32_t x_zero_point,
-                   const float* multiplier, float* y, ParallelFor parallel) {
-  const std::vector<int32_t> bias(shape.out_channels, 0);
+                   const int32_t* bias, const float* multiplier, float* y, ParallelFor parallel) {
+  const std::vector<int32_t> none(bias ? 0 : shape.out_channels, 0);
   ConvEpilogue epilogue;
-  epilogue.bias = bias.data();
+  epilogue.bias = bias ? bias : none.data();
   epilogue.multiplier = multiplier;
   epilogue.x_zero_point = x_zero_point;
   run(weights.impl(), shape, x, epilogue, {.floats = y, .sums = true}, parallel);

@@ -89,8 +89,9 @@ void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* 
 void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
               float scale, float* y, ParallelFor parallel);
 
-// multiplier * sum((x - x_zero_point) * w) as it is, no grid behind it. multiplier: per output channel.
+// multiplier * (sum((x - x_zero_point) * w) + bias) as it is, no grid behind it. multiplier and bias, which may be
+// null: per output channel.
 void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, int32_t x_zero_point,
-                   const float* multiplier, float* y, ParallelFor parallel);
+                   const int32_t* bias, const float* multiplier, float* y, ParallelFor parallel);
 
 }  // namespace octet::kernels

@@ -123,6 +123,38 @@ struct ForwardColumn {
   void finish(const ForwardArgs&, int64_t) {}
 };
 
+struct IntegerColumn {
+  static constexpr bool kInOrder = false;  // what a convolution has just written lies in the cache
+  Lanes gain, shift, low, high;
+
+  void start(const IntegerArgs& args, int64_t table) {
+    gain = load(args.gain + table);
+    shift = load(args.shift + table);
+    low = load(args.low + table);
+    high = load(args.high + table);
+  }
+
+  template <class Access>
+  void block(const IntegerArgs& args, int64_t offset, int64_t word, Access access) {
+    const Lanes x = access.load(args.x + offset, splat(__builtin_nanf("")));
+    const Lanes v = x * gain + shift;
+    uint16_t bits;
+    tail_steps(args.bounds, v, bits);
+    const Lanes steps = clamp_steps(x, args.lowest, args.highest);
+    access.store(args.y + offset, keep_nan(v, splat(args.bounds.grid.scale) * steps));
+    if (args.codes) access.store_bytes(args.codes + offset, steps + splat(args.bounds.grid.zero_point));
+    if (args.pass) args.pass[word] = bits;
+    const Lanes active = at_most(at_least(v, splat(args.bounds.low)), splat(args.bounds.high));
+    low = at_most(low, active);
+    high = at_least(high, active);
+  }
+
+  void finish(const IntegerArgs& args, int64_t table) {
+    store(args.low + table, low);
+    store(args.high + table, high);
+  }
+};
+
 inline Lanes passing_gradient(const float* grad, const uint16_t* pass, int64_t offset, int64_t word, auto access) {
   return keep(bits_to_mask(pass[word]), access.load(grad + offset, splat(0)));
 }
@@ -279,6 +311,7 @@ struct AddColumn {
 inline constexpr TrainingKernels kTrainingKernels{
     [](const StatisticsArgs& args, int64_t begin, int64_t end) { run_tiles<StatisticsColumn>(args, begin, end); },
     [](const ForwardArgs& args, int64_t begin, int64_t end) { run_tiles<ForwardColumn>(args, begin, end); },
+    [](const IntegerArgs& args, int64_t begin, int64_t end) { run_tiles<IntegerColumn>(args, begin, end); },
     [](const BackwardSumsArgs& args, int64_t begin, int64_t end) {
       args.x ? run_tiles<SumColumn<true>>(args, begin, end) : run_tiles<SumColumn<false>>(args, begin, end);
     },

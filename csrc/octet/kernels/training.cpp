@@ -184,6 +184,31 @@ void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail,
   });
 }
 
+Range integer_tail(const float* x, const ChannelLayout& layout, const Tail& tail, const TailOutput& out,
+                   ParallelFor parallel) {
+  const Walk walk = make_walk(layout);
+  const Chunks chunks(walk);
+  const std::vector<float> gain = make_table(walk, tail.gain), shift = make_table(walk, tail.shift);
+  const TailBounds bounds = bounds_of(tail);
+  const CodeBounds codes = activation_bounds(tail.activation, tail.grid);
+  const auto step = [&](int32_t code) { return static_cast<float>(code - tail.grid.zero_point); };
+  Partials<float> lows(walk, chunks, kInfinity), highs(walk, chunks, -kInfinity);
+  const auto& run = kernels();
+  parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
+    run.integer({&walk, x, gain.data(), shift.data(), step(codes.lo), step(codes.hi), bounds, out.y, out.codes,
+                 words(out.pass), lows.chunk(c), highs.chunk(c)},
+                begin, end);
+  });
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    const float poison = 0 * tail.gain[c] + 0 * tail.shift[c];
+    if (std::isnan(poison) && walk.size > 0) return {poison, poison};
+  }
+  Range range;
+  for (const float low : lows.values) range.min = std::min(range.min, low);
+  for (const float high : highs.values) range.max = std::max(range.max, high);
+  return range;
+}
+
 void tail_backward_sums(const float* grad, const uint8_t* pass, const float* x, const float* mean,
                         const ChannelLayout& layout, float* sum, float* dot, ParallelFor parallel) {
   const Walk walk = make_walk(layout);

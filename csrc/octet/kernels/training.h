@@ -49,6 +49,12 @@ struct TailOutput {
 void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail, const TailOutput& out,
                   ParallelFor parallel);
 
+// The tail of a block whose value is the INT8 model's: y is the code of rule 6, clamp(rne(x)), read back, and NaN where
+// gain x + shift is; pass bits are those of tail_forward, and the range that of act(gain x + shift), which is returned:
+// NaN if a gain or shift is. x: finite products acc * multiplier, channels innermost (inner = 1). y may be x.
+Range integer_tail(const float* x, const ChannelLayout& layout, const Tail& tail, const TailOutput& out,
+                   ParallelFor parallel);
+
 // Per channel: sum = sum of the gradient where it passes; dot = sum of the same times (x - mean), unless x is null.
 void tail_backward_sums(const float* grad, const uint8_t* pass, const float* x, const float* mean,
                         const ChannelLayout& layout, float* sum, float* dot, ParallelFor parallel);

@@ -16,4 +16,9 @@ namespace octet::kernels {
 void conv_with_statistics(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, int32_t x_zero_point,
                           const float* scale, float* y, const ChannelStatistics& out, ParallelFor parallel);
 
+// The convolution of a block whose value is the INT8 model's, epilogue's bias and multiplier, and integer_tail behind
+// it while the products are in the cache; out.y holds them in between. Returns integer_tail's range.
+Range conv_with_tail(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
+                     const Tail& tail, const TailOutput& out, ParallelFor parallel);
+
 }  // namespace octet::kernels

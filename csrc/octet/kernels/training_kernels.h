@@ -44,6 +44,20 @@ struct ForwardArgs {
   uint16_t* pass;  // may be null
 };
 
+struct IntegerArgs {
+  const Walk* walk;  // interleaved
+  const float* x;
+  const float* gain;
+  const float* shift;
+  float lowest, highest;  // steps of the result: the activation as a clamp of codes
+  TailBounds bounds;
+  float* y;
+  uint8_t* codes;  // may be null
+  uint16_t* pass;  // may be null
+  float* low;      // extremes of the activation's output, NaN passed over
+  float* high;
+};
+
 struct BackwardSumsArgs {
   const Walk* walk;
   const float* grad;
@@ -98,6 +112,7 @@ struct AddArgs {
 struct TrainingKernels {
   void (*statistics)(const StatisticsArgs&, int64_t begin, int64_t end);
   void (*forward)(const ForwardArgs&, int64_t begin, int64_t end);
+  void (*integer)(const IntegerArgs&, int64_t begin, int64_t end);
   void (*backward_sums)(const BackwardSumsArgs&, int64_t begin, int64_t end);
   void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
   void (*codes)(const CodesArgs&, int64_t begin, int64_t end);

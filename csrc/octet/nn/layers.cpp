@@ -97,10 +97,11 @@ at::Tensor LinearBlockImpl::forward(const at::Tensor& value) {
                 x[0].sizes(), ")");
     const Norm n = norm(bn);
     const GridArguments in = grid_of(input), out = output->grid();
-    const auto [y, low, high, mean, var, count] = linear_block(
-        x[0], linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
-        static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point, in.qmin, in.qmax,
-        out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn), output->observes(), process_group);
+    const auto [y, low, high, mean, var, count] =
+        linear_block(x[0], linear->weight, optional_tensor(linear->bias), n.weight, n.bias, n.mean, n.var, n.eps,
+                     static_cast<int64_t>(activation), weights.bits, weights.per_channel, in.scale, in.zero_point,
+                     in.qmin, in.qmax, out.scale, out.zero_point, out.qmin, out.qmax, active(), batch_stats(bn),
+                     output->observes(), /*low_memory=*/false, process_group);
     finish(bn, y, low, high, mean, var, count);
     return y;
   });

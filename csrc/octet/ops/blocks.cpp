@@ -109,8 +109,9 @@ BlockResult conv_block_composite(const Tensor& x, const Tensor& weight, const Op
   detail::parse_activation("conv_block", activation);
   const bool plain = !batch_stats && !observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias});
   if (fake_quantize && !plain && detail::can_fuse(x, weight)) {
-    return detail::fused_conv_block(
-        x, weight, bias, {conv, bn, activation, weight_bits, per_channel, input, output, observe, low_memory});
+    return detail::fused_block(
+        x, weight, bias,
+        {"conv_block", conv, bn, activation, weight_bits, per_channel, input, output, observe, low_memory});
   }
   const Tail tail{"conv_block", bn, activation, output, fake_quantize, observe};
   Tensor value;
@@ -129,7 +130,8 @@ BlockResult linear_block_composite(const Tensor& x, const Tensor& weight, const 
                                    bool per_channel, const Tensor& input_scale, const Tensor& input_zero_point,
                                    int64_t input_qmin, int64_t input_qmax, const Tensor& output_scale,
                                    const Tensor& output_zero_point, int64_t output_qmin, int64_t output_qmax,
-                                   bool fake_quantize, bool batch_stats, bool observe, std::string_view process_group) {
+                                   bool fake_quantize, bool batch_stats, bool observe, bool low_memory,
+                                   std::string_view process_group) {
   constexpr const char* kOp = "linear_block";
   const GridRef input{input_scale, input_zero_point, input_qmin, input_qmax};
   const GridRef output{output_scale, output_zero_point, output_qmin, output_qmax};
@@ -141,19 +143,28 @@ BlockResult linear_block_composite(const Tensor& x, const Tensor& weight, const 
               weight.sym_sizes(), ")");
   TORCH_CHECK(!bn.present() || x.dim() == 2, kOp, ": batch norm needs x of shape [N, I] (got ", x.sym_sizes(), ")");
   check_batch_norm(kOp, bn, weight.sym_size(0));
+  detail::parse_activation(kOp, activation);
+  auto shape = x.sym_sizes().vec();
+  shape.back() = weight.sym_size(0);
+  const Tensor rows = x.dim() == 2 ? x : x.reshape_symint({x.sym_numel() / weight.sym_size(1), weight.sym_size(1)});
+  const bool plain = !batch_stats && !observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias});
+  if (fake_quantize && !plain && detail::can_fuse(x, weight)) {
+    BlockResult result = detail::fused_block(
+        rows, weight, bias,
+        {kOp, {{}, {}, {}, 1}, bn, activation, weight_bits, per_channel, input, output, observe, low_memory});
+    if (x.dim() != 2) std::get<0>(result) = std::get<0>(result).reshape_symint(shape);
+    return result;
+  }
   const Tail tail{kOp, bn, activation, output, fake_quantize, observe};
   Tensor value;
   if (tail.integer()) {
     // A linear layer is a convolution over one position.
     const int64_t one = 1, zero = 0;
     const ConvArguments conv{one, zero, one, 1};
-    auto shape = x.sym_sizes().vec();
-    shape.back() = weight.sym_size(0);
-    value =
-        detail::conv_integer(x.reshape_symint({x.sym_numel() / weight.sym_size(1), weight.sym_size(1), 1}),
-                             weight.unsqueeze(-1), bias, bn, conv, activation, weight_bits, per_channel, input, output);
+    value = detail::conv_integer(rows.unsqueeze(-1), weight.unsqueeze(-1), bias, bn, conv, activation, weight_bits,
+                                 per_channel, input, output);
     value = value.reshape_symint(shape).to(detail::block_dtype(weight));
-    if (!observe && !detail::needs_gradient({x, weight, bias, bn_weight, bn_bias})) return tail.inference(value);
+    if (plain) return tail.inference(value);
   }
   const Tensor w = fake_quantize ? fake_quantize_weight(weight, weight_bits, per_channel) : weight;
   return tail.finish(at::linear(x.to(weight.scalar_type()), w, bias), value);
@@ -340,12 +351,12 @@ BlockResult linear_block(const Tensor& x, const Tensor& weight, const Optional& 
                          int64_t activation, int64_t weight_bits, bool per_channel, const Tensor& input_scale,
                          const Tensor& input_zero_point, int64_t input_qmin, int64_t input_qmax,
                          const Tensor& output_scale, const Tensor& output_zero_point, int64_t output_qmin,
-                         int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
+                         int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory,
                          std::string_view process_group) {
   static const auto op = detail::find_op<decltype(linear_block)>("linear_block");
   return op.call(x, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps, activation, weight_bits, per_channel,
                  input_scale, input_zero_point, input_qmin, input_qmax, output_scale, output_zero_point, output_qmin,
-                 output_qmax, fake_quantize, batch_stats, observe, process_group);
+                 output_qmax, fake_quantize, batch_stats, observe, low_memory, process_group);
 }
 
 BlockResult batch_norm_block(const Tensor& x, const Optional& bn_weight, const Optional& bn_bias,
@@ -397,7 +408,8 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
       "Tensor? "
       "bn_var, float bn_eps, int activation, int weight_bits, bool per_channel, Tensor input_scale, Tensor "
       "input_zero_point, int input_qmin, int input_qmax, Tensor output_scale, Tensor output_zero_point, int "
-      "output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, bool observe, str process_group='') -> "
+      "output_qmin, int output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory=False, str "
+      "process_group='') -> "
       "(Tensor y, "
       "Tensor min, Tensor max, Tensor mean, Tensor var, Tensor count)",
       TORCH_FN(linear_block_composite));

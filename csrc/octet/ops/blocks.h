@@ -43,7 +43,7 @@ BlockResult conv_block(const at::Tensor& x, const at::Tensor& weight, const std:
                        int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe, bool low_memory = false,
                        std::string_view process_group = {});
 
-// x: [..., I], weight: [O, I]. Batch norm needs x of shape [N, I].
+// x: [..., I], weight: [O, I]. Batch norm needs x of shape [N, I]. low_memory as above.
 BlockResult linear_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                          const std::optional<at::Tensor>& bn_weight, const std::optional<at::Tensor>& bn_bias,
                          const std::optional<at::Tensor>& bn_mean, const std::optional<at::Tensor>& bn_var,
@@ -51,7 +51,7 @@ BlockResult linear_block(const at::Tensor& x, const at::Tensor& weight, const st
                          const at::Tensor& input_scale, const at::Tensor& input_zero_point, int64_t input_qmin,
                          int64_t input_qmax, const at::Tensor& output_scale, const at::Tensor& output_zero_point,
                          int64_t output_qmin, int64_t output_qmax, bool fake_quantize, bool batch_stats, bool observe,
-                         std::string_view process_group = {});
+                         bool low_memory = false, std::string_view process_group = {});
 
 // Batch norm alone: x [N, C, ...]. Rule 11: a depthwise 1x1 convolution with weight 1.
 BlockResult batch_norm_block(const at::Tensor& x, const std::optional<at::Tensor>& bn_weight,

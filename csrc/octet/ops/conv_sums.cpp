@@ -89,12 +89,6 @@ Tensor codes_of(const detail::WeightRows& weight) {
   return codes.contiguous();
 }
 
-Tensor allocate_sums(const Tensor& codes, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
-                     IntArrayRef dilation, int64_t groups) {
-  const auto out = detail::conv_output_sizes(kOp, codes, weight, stride, padding, dilation, groups);
-  return detail::empty_channels_innermost(codes.sym_size(0), weight.sym_size(0), out, weight.options());
-}
-
 Sums with_statistics(const Tensor& sums) {
   const auto make = [&] { return at::empty_symint({sums.sym_size(1)}, sums.options()); };
   return {sums, make(), make(), make(), make()};
@@ -117,7 +111,7 @@ class ConvOfCodes {
               const detail::WeightCodes& weight_codes, const detail::ConvArguments& conv)
       : codes_(codes),
         zero_point_(zero_point.item<int32_t>()),
-        sums_(allocate_sums(codes, raw_weight, conv.stride, conv.padding, conv.dilation, conv.groups)),
+        sums_(detail::allocate_sums(codes, raw_weight, conv)),
         shape_(detail::conv_shape(codes, raw_weight, sums_, conv.stride, conv.padding, conv.dilation, conv.groups)),
         weight_(raw_weight, weight_codes.bits, weight_codes.per_channel),
         packed_(codes_of(weight_).const_data_ptr<int8_t>(), shape_),
@@ -134,7 +128,7 @@ class ConvOfCodes {
                                   sums_.mutable_data_ptr<float>(), statistics, detail::torch_parallel);
   }
   void run() const {
-    kernels::run_conv_sums(packed_, shape_, codes_.const_data_ptr<uint8_t>(), zero_point_, scales_.data(),
+    kernels::run_conv_sums(packed_, shape_, codes_.const_data_ptr<uint8_t>(), zero_point_, nullptr, scales_.data(),
                            sums_.mutable_data_ptr<float>(), detail::torch_parallel);
   }
 
@@ -167,7 +161,7 @@ Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_po
 Sums conv_sums_meta(const Tensor& codes, const Tensor&, const Tensor&, const Optional&, const Optional&,
                     const Tensor& weight, int64_t, bool, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                     int64_t groups) {
-  return with_statistics(allocate_sums(codes, weight, stride, padding, dilation, groups));
+  return with_statistics(detail::allocate_sums(codes, weight, {stride, padding, dilation, groups}));
 }
 
 Gradients recomputed_backward_cpu(const Tensor& grad, const Tensor& pass, const Tensor& raw, const Tensor& scale,
@@ -187,7 +181,7 @@ Gradients recomputed_backward_meta(const Tensor&, const Tensor&, const Tensor& c
                                    const Tensor& weight, int64_t, bool, IntArrayRef stride, IntArrayRef padding,
                                    IntArrayRef dilation, int64_t groups, const Tensor& mean, const Tensor&,
                                    const Tensor&, const Optional&, double, at::ScalarType dtype, std::string_view) {
-  const Tensor sums = allocate_sums(codes, weight, stride, padding, dilation, groups);
+  const Tensor sums = detail::allocate_sums(codes, weight, {stride, padding, dilation, groups});
   return {at::empty_like(sums, dtype), at::empty_like(mean), at::empty_like(mean)};
 }
 
@@ -202,6 +196,14 @@ detail::InputCodes detail::input_codes(const Tensor& x, const GridRef& grid) {
 Tensor detail::read_codes(const Tensor& codes, const Tensor& scale, const Tensor& zero_point) {
   static const auto op = find_op<decltype(read_codes_cpu)>("_read_codes");
   return op.call(codes, scale, zero_point);
+}
+
+Tensor detail::allocate_sums(const Tensor& codes, const Tensor& weight, const ConvArguments& conv) {
+  std::vector<c10::SymInt> out;
+  if (weight.dim() > 2) {
+    out = conv_output_sizes(kOp, codes, weight, conv.stride, conv.padding, conv.dilation, conv.groups);
+  }
+  return empty_channels_innermost(codes.sym_size(0), weight.sym_size(0), out, weight.options());
 }
 
 bool detail::can_sum_codes(const Tensor& weight) {

@@ -28,6 +28,10 @@ struct WeightCodes {
   bool per_channel;
 };
 
+// For the convolution of codes, float32 with channels innermost. A weight of 2 dimensions is that of a linear layer: a
+// convolution without spatial dimensions.
+at::Tensor allocate_sums(const at::Tensor& codes, const at::Tensor& weight, const ConvArguments& conv);
+
 // Whether conv_sums takes this weight and is worth it: exact in int32, an instruction set made for it.
 bool can_sum_codes(const at::Tensor& weight);
 

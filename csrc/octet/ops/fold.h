@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace octet {
 
@@ -19,6 +20,18 @@ std::tuple<at::Tensor, at::Tensor> weight_grids(const at::Tensor& weight, int64_
 at::Tensor fake_quantize_weight(const at::Tensor& weight, int64_t bits, bool per_channel);
 
 namespace detail {
+// What fold() gives, dense on the CPU, and per channel the value that rounding the multiplier and the bias changes:
+// gain * (acc + bias) * multiplier + shift.
+struct FoldedChannels {
+  at::Tensor codes, bias, multiplier;
+  std::vector<float> gain, shift;
+};
+FoldedChannels fold_channels(const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                             const std::optional<at::Tensor>& bn_weight, const std::optional<at::Tensor>& bn_bias,
+                             const std::optional<at::Tensor>& bn_mean, const std::optional<at::Tensor>& bn_var,
+                             double bn_eps, const at::Tensor& input_scale, const at::Tensor& output_scale,
+                             int64_t weight_bits, bool per_channel);
+
 // The same as one op, float32 on the CPU.
 at::Tensor fake_quantize_weight_cpu(const at::Tensor& weight, int64_t bits, bool per_channel);
 }  // namespace detail

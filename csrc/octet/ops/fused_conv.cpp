@@ -6,9 +6,9 @@
 #include <ATen/ops/conv3d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/isnan.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,6 +17,7 @@
 #include "octet/ops/common.h"
 #include "octet/ops/conv_sums.h"
 #include "octet/ops/fold.h"
+#include "octet/ops/integer_tail.h"
 #include "octet/ops/nhwc.h"
 #include "octet/ops/process_group.h"
 #include "octet/ops/quantize.h"
@@ -73,7 +74,7 @@ struct Constants {
     eps = data["eps"].toDouble();
     conv_type = static_cast<at::ScalarType>(data["conv_type"].toInt());
   }
-  Constants(const FusedConv& block, const Tensor& weight)
+  Constants(const FusedBlock& block, const Tensor& weight)
       : stride(expanded(block.conv.stride, weight.dim() - 2)),
         padding(expanded(block.conv.padding, weight.dim() - 2)),
         dilation(expanded(block.conv.dilation, weight.dim() - 2)),
@@ -86,6 +87,7 @@ struct Constants {
         conv_type(at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU)
                                                               : at::kFloat) {}
 
+  WeightCodes weight_codes() const { return {weight_bits, per_channel}; }
   ConvArguments conv() const { return {stride, padding, dilation, groups}; }
   Tensor quantized(const Tensor& weight) const {
     return to_type(fake_quantize_weight(weight, weight_bits, per_channel), conv_type);
@@ -103,7 +105,7 @@ Tensor read(const InputCodes& input, at::ScalarType type) {
 std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const InputCodes& input, const Optional& x,
                                             const Tensor& weight) {
   if (constants.integer) {
-    return conv_sums(input, x, weight, {constants.weight_bits, constants.per_channel}, constants.conv());
+    return conv_sums(input, x, weight, constants.weight_codes(), constants.conv());
   }
   const Tensor values = x ? *x : read(input, constants.conv_type);
   // Channels innermost whatever x's layout: backward may compute them again from the codes, which have it.
@@ -112,18 +114,41 @@ std::tuple<Tensor, BatchStatistics> sums_of(const Constants& constants, const In
   return {sums, batch_statistics(sums)};
 }
 
-Moments batch_moments(const Tensor& sums, const BatchStatistics& own, const std::string& group) {
-  if (group.empty()) check_batch("conv_block", sums);
-  return join_moments("conv_block", {own.mean, own.var, batch_count(sums)}, group);
+Moments batch_moments(const char* op, const Tensor& sums, const BatchStatistics& own, const std::string& group) {
+  if (group.empty()) check_batch(op, sums);
+  return join_moments(op, {own.mean, own.var, batch_count(sums)}, group);
 }
 
 // Those of the sums, which lack the bias, by running statistics; without batch norm such that it only adds the bias.
-Moments fixed_moments(const BatchNorm& bn, const Optional& bias, const Tensor& sums) {
-  const auto options = sums.options().dtype(at::kFloat);
-  const Tensor shift = bias ? to_type(*bias, at::kFloat) : at::zeros_symint({sums.sym_size(1)}, options);
-  if (!bn.present()) return {-shift, at::ones_symint({sums.sym_size(1)}, options), batch_count(sums)};
-  TORCH_CHECK(bn.mean && bn.var, "conv_block: batch norm without batch_stats needs bn_mean and bn_var (got none)");
-  return {to_type(*bn.mean, at::kFloat) - shift, to_type(*bn.var, at::kFloat).clone(), batch_count(sums)};
+Moments fixed_moments(const char* op, const BatchNorm& bn, const Optional& bias, const Tensor& weight) {
+  const c10::SymInt channels = weight.sym_size(0);
+  const Tensor shift = bias ? to_type(*bias, at::kFloat) : at::zeros_symint({channels}, weight.options());
+  const Tensor no_count = at::empty({0}, weight.options().dtype(at::kLong));
+  if (!bn.present()) return {-shift, at::ones_symint({channels}, weight.options()), no_count};
+  TORCH_CHECK(bn.mean && bn.var, op, ": batch norm without batch_stats needs bn_mean and bn_var (got none)");
+  return {to_type(*bn.mean, at::kFloat) - shift, to_type(*bn.var, at::kFloat).clone(), no_count};
+}
+
+struct Forward {
+  TailResult tail;
+  Tensor sums;  // to be kept, undefined for none
+  Moments moments;
+};
+
+Forward run_forward(const Constants& constants, const InputCodes& input, const Tensor& x, const Tensor& weight,
+                    const Optional& bias, const Optional& gamma, const Optional& beta, const FusedBlock& block,
+                    const std::string& group) {
+  if (!constants.batch_stats) {
+    const Moments moments = fixed_moments(block.op, block.bn, bias, weight);
+    return {conv_integer_tail(input, weight, bias, block.bn, constants.conv(), constants.weight_codes(),
+                              block.activation, block.output, block.observe),
+            Tensor(), moments};
+  }
+  const auto [sums, own] = sums_of(constants, input, x, weight);
+  const Moments moments = batch_moments(block.op, sums, own, group);
+  const BatchStatistics statistics{moments.mean, moments.var, own.min, own.max};
+  return {block_tail(sums, statistics, gamma, beta, constants.eps, block.activation, block.output, block.observe),
+          block.low_memory ? Tensor() : sums, moments};
 }
 
 // Gradients of the convolution's output (`sums` is undefined where it was not kept), gamma and beta.
@@ -133,12 +158,12 @@ std::tuple<Tensor, Tensor, Tensor> tail_gradients(const Constants& constants, co
                                                   std::string_view group) {
   const auto again = [&] { return std::get<0>(sums_of(constants, input, std::nullopt, weight)); };
   if (!constants.batch_stats) {
-    const Optional x = needs_gamma ? Optional(sums.defined() ? sums : again()) : std::nullopt;
+    const Optional x = needs_gamma ? Optional(again()) : std::nullopt;
     return frozen_tail_backward(grad, pass, x, moments, gamma, constants.eps, constants.conv_type);
   }
   if (!sums.defined() && constants.integer) {
-    return recomputed_tail_backward(grad, pass, input, weight, {constants.weight_bits, constants.per_channel},
-                                    constants.conv(), moments, gamma, constants.eps, constants.conv_type, group);
+    return recomputed_tail_backward(grad, pass, input, weight, constants.weight_codes(), constants.conv(), moments,
+                                    gamma, constants.eps, constants.conv_type, group);
   }
   return block_tail_backward(grad, pass, sums.defined() ? sums : again(), moments, gamma, constants.eps,
                              constants.conv_type, group);
@@ -151,30 +176,31 @@ Tensor bias_gradient(const Constants& constants, const Tensor& grad_beta, const 
   return gamma ? scaled * to_type(*gamma, at::kFloat) : scaled;
 }
 
-class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
+// Of x and weight, both in grad's type.
+std::tuple<Tensor, Tensor> operand_gradients(const Constants& constants, const Tensor& grad, const Tensor& x,
+                                             const Tensor& weight, bool needs_x, bool needs_weight) {
+  if (weight.dim() == 2) {
+    return {needs_x ? at::mm(grad, weight) : Tensor(), needs_weight ? at::mm(grad.t(), x) : Tensor()};
+  }
+  const ConvArguments conv = constants.conv();
+  const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
+  auto [grad_x, grad_weight, _] =
+      at::convolution_backward(grad, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
+                               /*transposed=*/false, no_output_padding, conv.groups, {needs_x, needs_weight, false});
+  return {grad_x, grad_weight};
+}
+
+class FusedFunction : public torch::autograd::Function<FusedFunction> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Optional& bias,
-                               const Optional& gamma, const Optional& beta, const FusedConv& block) {
+                               const Optional& gamma, const Optional& beta, const FusedBlock& block) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Constants constants(block, weight);
     const InputCodes input = input_codes(x, block.input);
-    const auto [sums, own] = sums_of(constants, input, x, weight);
     const std::string group(block.bn.process_group);
-    const Moments moments =
-        block.bn.batch_stats ? batch_moments(sums, own, group) : fixed_moments(block.bn, bias, sums);
-    const BatchStatistics statistics{moments.mean, moments.var, own.min, own.max};
-    TailResult tail =
-        block_tail(sums, statistics, gamma, beta, constants.eps, block.activation, block.output, block.observe);
-    if (!block.bn.batch_stats) {  // the value is the INT8 model's, but a diverged run must show
-      const Tensor value = conv_integer(x, weight, bias, block.bn, block.conv, block.activation, block.weight_bits,
-                                        block.per_channel, block.input, block.output);
-      tail.y = at::where(at::isnan(tail.y), tail.y, value);
-    }
-    // Without batch statistics only gamma's gradient needs the sums.
-    const bool keeps_sums = !block.low_memory && (block.bn.batch_stats || (gamma && gamma->requires_grad()));
-    context->save_for_backward({input.codes, input.scale, input.zero_point, weight, gamma.value_or(Tensor()),
-                                keeps_sums ? sums : Tensor(), tail.pass, statistics.mean, statistics.var,
-                                moments.count});
+    const auto [tail, sums, moments] = run_forward(constants, input, x, weight, bias, gamma, beta, block, group);
+    context->save_for_backward({input.codes, input.scale, input.zero_point, weight, gamma.value_or(Tensor()), sums,
+                                tail.pass, moments.mean, moments.var, moments.count});
     constants.save(context);
     context->saved_data["group"] = group;
     context->saved_data["needs_x"] = x.requires_grad();
@@ -183,13 +209,13 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
     context->saved_data["needs_gamma"] = gamma && gamma->requires_grad();
     context->saved_data["has_beta"] = beta.has_value();
     if (!block.bn.batch_stats) {
-      const Tensor none = at::empty({0}, sums.options()), no_count = at::empty({0}, moments.count.options());
+      const Tensor none = at::empty({0}, weight.options()), no_count = moments.count.clone();
       context->mark_non_differentiable({tail.min, tail.max, none, no_count});
       return {tail.y, tail.min, tail.max, none, none.clone(), no_count};
     }
-    const Tensor mean = bias ? statistics.mean + to_type(*bias, at::kFloat) : statistics.mean;
-    context->mark_non_differentiable({tail.min, tail.max, mean, statistics.var, moments.count});
-    return {tail.y, tail.min, tail.max, mean, statistics.var, moments.count};
+    const Tensor mean = bias ? moments.mean + to_type(*bias, at::kFloat) : moments.mean;
+    context->mark_non_differentiable({tail.min, tail.max, mean, moments.var, moments.count});
+    return {tail.y, tail.min, tail.max, mean, moments.var, moments.count};
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -204,12 +230,9 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
         tail_gradients(constants, gradients[0], saved[6], saved[5], input, weight, moments, gamma,
                        context->saved_data["needs_gamma"].toBool(), context->saved_data["group"].toStringRef());
     const Tensor x = read(input, type);  // not before the sums' memory is free again
-    const ConvArguments conv = constants.conv();
-    const std::vector<int64_t> no_output_padding(weight.dim() - 2, 0);
-    auto [grad_x, grad_weight, _] = at::convolution_backward(
-        grad_sums, x, constants.quantized(weight), std::nullopt, conv.stride, conv.padding, conv.dilation,
-        /*transposed=*/false, no_output_padding, conv.groups,
-        {context->saved_data["needs_x"].toBool(), context->saved_data["needs_weight"].toBool(), false});
+    const auto [grad_x, grad_weight] =
+        operand_gradients(constants, grad_sums, x, constants.quantized(weight), context->saved_data["needs_x"].toBool(),
+                          context->saved_data["needs_weight"].toBool());
     const auto cast = [](const Tensor& grad, at::ScalarType to) { return grad.defined() ? grad.to(to) : grad; };
     return {
         cast(grad_x, at::kFloat),
@@ -226,6 +249,8 @@ class FusedConvFunction : public torch::autograd::Function<FusedConvFunction> {
 Tensor convolve(const Tensor& x, const Tensor& weight, const Optional& bias, const ConvArguments& conv) {
   const Tensor input = to_type(x, weight.scalar_type());
   switch (weight.dim()) {
+    case 2:
+      return at::linear(input, weight, bias);
     case 3:
       return at::conv1d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
     case 4:
@@ -239,9 +264,8 @@ bool can_fuse(const Tensor& x, const Tensor& weight) {
   return x.device().is_cpu() && x.scalar_type() != at::kDouble && weight.scalar_type() == at::kFloat;
 }
 
-BlockResult fused_conv_block(const Tensor& x, const Tensor& weight, const Optional& bias, const FusedConv& block) {
-  const variable_list r =
-      FusedConvFunction::apply(x.to(at::kFloat), weight, bias, block.bn.weight, block.bn.bias, block);
+BlockResult fused_block(const Tensor& x, const Tensor& weight, const Optional& bias, const FusedBlock& block) {
+  const variable_list r = FusedFunction::apply(x.to(at::kFloat), weight, bias, block.bn.weight, block.bn.bias, block);
   return {r[0], r[1], r[2], r[3], r[4], r[5]};
 }
 

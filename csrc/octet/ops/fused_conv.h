@@ -1,6 +1,6 @@
-// The fused training path of conv_block: fake-quantized weight, convolution, batch norm by whatever statistics or none,
-// activation and grid as one node of the autograd graph. Saved for backward: the input as u8 codes, one bit per
-// element, and the convolution's output if batch norm's gradient needs it; in low-memory mode backward computes that
+// The fused training path of conv_block and linear_block: fake-quantized weight, convolution, batch norm by whatever
+// statistics or none, activation and grid as one node of the autograd graph. Saved for backward: the input as u8 codes,
+// one bit per element, and with batch statistics the convolution's output; in low-memory mode backward computes that
 // again. Without batch statistics the value is that of the integer path. Not a public header.
 #pragma once
 
@@ -14,14 +14,15 @@
 
 namespace octet::detail {
 
-// Convolution in 1, 2 or 3 dimensions, by the weight's.
+// Convolution in 1, 2 or 3 dimensions, by the weight's; with a weight of 2 dimensions a linear layer.
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                     const ConvArguments& conv);
 
-// Whether fused_conv_block takes these: on the CPU, nothing in float64.
+// Whether fused_block takes these: on the CPU, nothing in float64.
 bool can_fuse(const at::Tensor& x, const at::Tensor& weight);
 
-struct FusedConv {
+struct FusedBlock {
+  const char* op;
   const ConvArguments& conv;
   const BatchNorm& bn;
   int64_t activation, weight_bits;
@@ -32,7 +33,8 @@ struct FusedConv {
 };
 
 // x must lie on the input grid (the output of its producer's fake quantization): backward sees its codes.
-BlockResult fused_conv_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                             const FusedConv& block);
+// weight [O, I / groups, kernel...] or, of a linear layer, [O, I] and x [N, I].
+BlockResult fused_block(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        const FusedBlock& block);
 
 }  // namespace octet::detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -82,6 +83,11 @@ class _WeightBlock(NormBlock):
         flags = (self.active, self.batch_stats, self.output.observes)
         return (int(self.activation), self.weight_bits, self.per_channel, *grids, *flags)
 
+    def _run(self, op: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
+        if self.active:  # then the op itself knows how to keep less
+            return op(*args, self.low_memory, self.process_group)
+        return super()._run(op, *args, False, self.process_group)
+
     def _fold(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         scales = (self.input.scale, self.output.scale)
         return ops.fold(layer.weight, layer.bias, *self._norm(), *scales, self.weight_bits, self.per_channel)
@@ -96,9 +102,7 @@ class _Conv(_WeightBlock):
         conv = self.conv
         self._check_input(x, conv.weight.dim(), 1, conv.in_channels)
         args = (x, conv.weight, conv.bias, *self._norm(), *int8.geometry(conv), *self._args())
-        if self.active and self.batch_stats:  # the op itself knows how to keep less
-            return self._finish(ops.conv_block(*args, self.low_memory, self.process_group))
-        return self._finish(self._run(ops.conv_block, *args, False, self.process_group))
+        return self._finish(self._run(ops.conv_block, *args))
 
     def to_int8(self) -> nn.Module:
         kind = int8.CONVOLUTIONS[self.conv.weight.dim()]
@@ -161,7 +165,7 @@ class Linear(_WeightBlock):
         linear = self.linear
         self._check_input(x, x.dim(), -1, linear.in_features)
         args = (x, linear.weight, linear.bias, *self._norm(), *self._args())
-        return self._finish(self._run(ops.linear_block, *args, self.process_group))
+        return self._finish(self._run(ops.linear_block, *args))
 
     def to_int8(self) -> nn.Module:
         return int8.Linear(*self._fold(self.linear), *self._requantization())

@@ -41,6 +41,12 @@ TEST(FoldChannel, KeepsTheRealValuesOfWeightsAndBias) {
     const double real_bias = bias * affine.gain + affine.shift;
     const double bias_step = sx * channel.weight_scale;
     ASSERT_LE(std::fabs(channel.bias * bias_step - real_bias), 0.5001 * bias_step);
+    const double unit = channel.raised ? bias_step : sx * grid.scale * std::fabs(affine.gain);
+    const ChannelAffine exact = channel.unsnapped;
+    for (const double acc : {-20000.0, 0.0, 777.0}) {
+      const double value = exact.gain * (acc + channel.bias) * channel.multiplier + exact.shift;
+      ASSERT_NEAR(value, unit * acc + real_bias, 1e-6 * (std::fabs(unit * acc) + std::fabs(real_bias)));
+    }
     const float w = grid.scale * normal(random) * 40;
     const int32_t code = fold_weight(w, grid, affine.gain, channel);
     ASSERT_LE(std::abs(code), 127);

@@ -47,6 +47,12 @@ struct Case {
     return values;
   }
 
+  std::vector<int32_t> bias() {
+    std::vector<int32_t> values(shape.out_channels);
+    for (int32_t& b : values) b = std::uniform_int_distribution<int32_t>(-30000, 30000)(random);
+    return values;
+  }
+
   void run(ParallelFor parallel) {
     const int64_t channels = shape.out_channels;
     y.assign(shape.batch * shape.pixels() * channels, -1.0f);
@@ -127,6 +133,51 @@ TEST_P(TrainingConv, TheSameBitsForEverySplitAndIsa) {
     EXPECT_EQ(c.variance, other.variance);
     EXPECT_EQ(c.min, other.min);
     EXPECT_EQ(c.max, other.max);
+  }
+}
+
+TEST_P(TrainingConv, TailsOfProductsAreTheIntegerModels) {
+  for (const ConvShape& shape : kShapes) {
+    for (const Activation activation : {Activation::kIdentity, Activation::kRelu, Activation::kRelu6}) {
+      Case c(shape, 6);
+      const int64_t channels = shape.out_channels, n = shape.batch * shape.pixels() * channels;
+      const std::vector<int32_t> bias = c.bias();
+      std::vector<float> gain(channels, 0.051f), shift(channels, 0.01f);
+      const Grid grid{0.05f, activation == Activation::kIdentity ? 120 : 0, 0, 255};
+      const Tail tail{gain.data(), shift.data(), activation, grid};
+      const PackedConv packed(c.w.data(), shape);
+      std::vector<float> y(n);
+      std::vector<uint8_t> codes(n), pass(tail_pass_bytes({n, 1, 1}));
+      ConvEpilogue epilogue;
+      epilogue.bias = bias.data();
+      epilogue.multiplier = c.scale.data();
+      epilogue.x_zero_point = c.zero_point;
+      const Range range =
+          conv_with_tail(packed, shape, c.x.data(), epilogue, tail, {y.data(), codes.data(), pass.data()}, backwards);
+      const std::vector<int64_t> sums = reference::sums(shape, c.x, c.w, c.zero_point);
+      Range expected;
+      const float low = activation == Activation::kIdentity ? -INFINITY : 0.0f;
+      const float high = activation == Activation::kRelu6 ? 6.0f : INFINITY;
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t o = i % channels;
+        const auto acc = static_cast<int32_t>(sums[i]) + bias[o];
+        const int32_t code = requantize(acc, c.scale[o], grid.zero_point, activation_bounds(activation, grid));
+        ASSERT_EQ(codes[i], code) << i;
+        ASSERT_EQ(y[i], dequantize(code, grid)) << i;
+        const float v = static_cast<float>(acc) * c.scale[o] * gain[o] + shift[o];
+        const float steps = std::nearbyint(std::clamp(v, low, high) / grid.scale) + static_cast<float>(grid.zero_point);
+        ASSERT_EQ(pass[i / 8] >> i % 8 & 1, low < v && v < high && 0 <= steps && steps <= 255) << i;
+        expected.min = std::min(expected.min, std::clamp(v, low, high));
+        expected.max = std::max(expected.max, std::clamp(v, low, high));
+      }
+      EXPECT_EQ(range.min, expected.min);
+      EXPECT_EQ(range.max, expected.max);
+      gain[channels - 1] = std::nanf("");
+      EXPECT_TRUE(std::isnan(
+          conv_with_tail(packed, shape, c.x.data(), epilogue, tail, {y.data(), codes.data(), pass.data()}, serial)
+              .min));
+      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(std::isnan(y[i]), i % channels == channels - 1) << i;
+    }
   }
 }
 
