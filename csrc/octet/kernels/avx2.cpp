@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -120,8 +121,9 @@ struct Engine {
   static constexpr int32_t offset(int32_t zero_point) { return zero_point; }
   static constexpr std::array<int, kVectors + 1> kRows{0, 6, 6};
 
+  using Function = TileFunction;
   template <int kTileRows, int kTileVectors>
-  static constexpr TileFunction tile = avx2::tile<kTileRows, kTileVectors>;
+  static constexpr Function tile = avx2::tile<kTileRows, kTileVectors>;
 };
 
 #include "octet/kernels/igemm-inl.h"

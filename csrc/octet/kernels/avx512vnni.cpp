@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -61,11 +62,11 @@ struct Lanes {
 #include "octet/kernels/finish-inl.h"
 
 // A tile keeps kTileRows * kTileVectors accumulators in registers; 24 of them, 4 weights and a broadcast fill 29 of 32.
-// Nothing else may happen in this function: an epilogue here once made the compiler spill, at 2.2 x the time.
+// Nothing else may want registers in this loop: an epilogue inside once made the compiler spill, at 2.2 x the time.
 template <int kTileRows, int kTileVectors>
-static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
-                 int64_t ahead, const int32_t* init, int32_t* acc) {
-  __m512i sum[kTileRows][kTileVectors];
+[[gnu::always_inline]] static inline void sum_up(const uint8_t* const* pointers, int64_t group, const Depth& depth,
+                                                 const uint8_t* weights, int64_t ahead, const int32_t* init,
+                                                 __m512i (&sum)[kTileRows][kTileVectors]) {
 #pragma GCC unroll 16
   for (int v = 0; v < kTileVectors; ++v) {
     const __m512i start = _mm512_loadu_si512(init + 16 * v);
@@ -93,11 +94,33 @@ static void tile(const uint8_t* const* pointers, int64_t group, const Depth& dep
       }
     }
   }
+}
+
+template <int kTileRows, int kTileVectors>
+static void tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                 int64_t ahead, const int32_t* init, int32_t* acc) {
+  __m512i sum[kTileRows][kTileVectors];
+  sum_up<kTileRows, kTileVectors>(pointers, group, depth, weights, ahead, init, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kTileVectors; ++v) _mm512_store_si512(acc + (r * kTileVectors + v) * 16, sum[r][v]);
   }
+}
+
+// A tile whose accumulators become codes without a way through memory.
+template <int kTileRows, int kTileVectors, bool kResidual>
+static void code_tile(const uint8_t* const* pointers, int64_t group, const Depth& depth, const uint8_t* weights,
+                      int64_t ahead, const int32_t* init, const PackedFinish<kResidual>& finish, int64_t channel,
+                      const int64_t* places) {
+  __m512i sum[kTileRows][kTileVectors];
+  sum_up<kTileRows, kTileVectors>(pointers, group, depth, weights, ahead, init, sum);
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kTileVectors; ++v) asm volatile("" : "+v"(sum[r][v])::"memory");
+  }
+  finish.run(sum, channel, places);
 }
 
 struct Engine {
@@ -108,8 +131,18 @@ struct Engine {
   static constexpr int32_t offset(int32_t /*zero_point*/) { return 0; }
   static constexpr std::array<int, kVectors + 1> kRows{0, 10, 10, 8, 6};  // 10: no pointer leaves the registers
 
+  using Function = TileFunction;
   template <int kTileRows, int kTileVectors>
-  static constexpr TileFunction tile = avx512vnni::tile<kTileRows, kTileVectors>;
+  static constexpr Function tile = avx512vnni::tile<kTileRows, kTileVectors>;
+
+  template <bool kResidual>
+  struct CodeTiles {
+    using Finish = PackedFinish<kResidual>;
+    using Function = decltype(&code_tile<1, 1, kResidual>);
+    static constexpr auto kRows = Engine::kRows;
+    template <int kTileRows, int kTileVectors>
+    static constexpr Function tile = code_tile<kTileRows, kTileVectors, kResidual>;
+  };
 };
 
 #include "octet/kernels/igemm-inl.h"

@@ -7,6 +7,7 @@
 //   kCopied    activations are copied as Code, less offset(zero_point), instead of read in place
 //   kRows[v]   pixels of a tile over v vectors, kMaxRows the most of them
 //   tile<r, v> the TileFunction for r pixels and v vectors
+//   CodeTiles  if there are tiles that store codes themselves: such tiles without and with a residual, their Finish
 //
 // Weights: panels of kVectors * kLanes output channels (the last of a group may be narrower), and within a panel
 // [tap][unit][channel][kUnit], zero where channels or depth end; where pixels are copied with their taps side by side,
@@ -99,12 +100,16 @@ static ConvShape flattened(const ConvShape& shape) {
 
 struct Setup {
   Setup(const PackedWeights& weights, const ConvShape& given, const ConvEpilogue& epilogue)
-      : shape(flattened(given)), plan(plan_for(shape)), reads(shape, plan, weights, epilogue) {}
+      : shape(flattened(given)), plan(plan_for(shape)), reads(shape, plan, weights, epilogue) {
+    small_multipliers = std::all_of(epilogue.multiplier, epilogue.multiplier + shape.out_channels,
+                                    [](float multiplier) { return std::fabs(multiplier) < 1.0f; });
+  }
   Setup(const Setup&) = delete;  // reads looks at the others
 
   ConvShape shape;
   Plan plan;
   Reads reads;
+  bool small_multipliers;  // none reaches 1
 };
 
 static ConvSetup prepare(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue) {
@@ -120,35 +125,87 @@ struct Job {
   const ConvEpilogue& epilogue;
   const ConvOutput& y;
   const Reads& reads;
+  bool bounded;  // no result before clamping leaves the integers
 };
 
-// One panel over the pixels of a block that read alike, in tiles of nearly the same height.
-static void run_tiles(const Job& job, const Block& block, const Block::Run& run, int64_t group, int64_t panel) {
-  const Plan& plan = job.plan;
-  const int64_t at = group * plan.group_lanes + panel, lanes = std::min(kPanel, plan.group_lanes - panel);
-  const int64_t outputs = std::min(lanes, job.shape.out_per_group() - panel);
-  const int64_t channel = group * job.shape.out_per_group() + panel;
-  const int64_t offset = group * (Engine::kCopied ? plan.units * 4 : job.shape.in_per_group());
-  const auto vectors = static_cast<int>(lanes / Engine::kLanes);
-  const uint8_t* weights = job.weights.codes.as<uint8_t>() + at * plan.depth_bytes();
-  // The next panel's weights, while this one's tiles run: a fresh panel comes from the third-level cache or memory.
-  const int64_t next = panel + lanes < plan.group_lanes ? lanes * plan.depth_bytes() : 0;
-  const PixelKind& kind = job.reads.kind(run.kind);
-  const int64_t pixels = run.end - run.begin, tiles = ceil_div(pixels, Engine::kRows[vectors]);
-  const int64_t height = pixels / tiles, higher = pixels % tiles;
-  alignas(64) int32_t acc[kFinished];
-  for (int64_t tile = 0, i = run.begin; tile < tiles;) {
-    int done = 0;  // short tiles are finished several at a time
-    for (; tile < tiles && (done + Engine::kRows[vectors]) * lanes <= kFinished; ++tile) {
-      const auto rows = static_cast<int>(height + (tile < higher ? 1 : 0));
-      kTiles[vectors][rows](block.pointers() + i + done, offset, kind.depth, weights, next + tile % 4 * 64,
-                            kind.init + at, acc + done * lanes);
-      done += rows;
+// Accumulators reach 2^31, a residual's operands 255 steps.
+static bool is_bounded(bool small_multipliers, const ResidualAdd* add) {
+  return small_multipliers && (!add || std::max(std::fabs(add->ratio), std::fabs(add->conv_ratio)) < (1 << 20));
+}
+
+// One panel over the pixels of a block that read alike.
+struct Panel {
+  Panel(const Job& job, const Block& block, const Block::Run& run, int64_t group, int64_t panel)
+      : at(group * job.plan.group_lanes + panel),
+        lanes(std::min(kPanel, job.plan.group_lanes - panel)),
+        outputs(std::min(lanes, job.shape.out_per_group() - panel)),
+        channel(group * job.shape.out_per_group() + panel),
+        offset(group * (Engine::kCopied ? job.plan.units * 4 : job.shape.in_per_group())),
+        vectors(static_cast<int>(lanes / Engine::kLanes)),
+        weights(job.weights.codes.as<uint8_t>() + at * job.plan.depth_bytes()),
+        next(panel + lanes < job.plan.group_lanes ? lanes * job.plan.depth_bytes() : 0),
+        kind(job.reads.kind(run.kind)),
+        pointers(block.pointers() + run.begin),
+        places(block.places() + run.begin),
+        pixels(run.end - run.begin) {}
+
+  // Calls body(first pixel, rows, what the tile may fetch `ahead`) for tiles of nearly the same height. A fresh panel
+  // comes from the third-level cache or memory: the next one's weights are fetched while this one's tiles run.
+  template <class F>
+  void for_each_tile(F body) const {
+    const int64_t tiles = ceil_div(pixels, Engine::kRows[vectors]), height = pixels / tiles, higher = pixels % tiles;
+    for (int64_t tile = 0, i = 0; tile < tiles; ++tile) {
+      const int64_t rows = height + (tile < higher ? 1 : 0);
+      body(i, static_cast<int>(rows), next + tile % 4 * 64);
+      i += rows;
     }
-    finish(acc, lanes, done, outputs, job.epilogue, channel, job.y,
-           [to = block.places() + i](int row) { return to[row]; });
-    i += done;
   }
+
+  int64_t at, lanes, outputs, channel, offset;
+  int vectors;
+  const uint8_t* weights;
+  int64_t next;  // from these weights to the next panel's
+  const PixelKind& kind;
+  const uint8_t* const* pointers;
+  const int64_t* places;
+  int64_t pixels;
+};
+
+// Tiles that store codes themselves.
+template <class Tiles>
+static void run_code_tiles(const Job& job, const Panel& p) {
+  static constexpr auto kCodeTiles = TileTable<Tiles, Engine::kVectors, Engine::kMaxRows>::kTable;
+  const typename Tiles::Finish finish(job.epilogue, job.y.codes);
+  p.for_each_tile([&](int64_t i, int rows, int64_t ahead) {
+    kCodeTiles[p.vectors][rows](p.pointers + i, p.offset, p.kind.depth, p.weights, ahead, p.kind.init + p.at, finish,
+                                p.channel, p.places + i);
+  });
+}
+
+template <class E>
+static void run_tiles(const Job& job, const Panel& p) {
+  if constexpr (requires { typename E::template CodeTiles<false>; }) {
+    if (job.y.codes && job.bounded && p.outputs == p.lanes) {
+      if (job.epilogue.residual) return run_code_tiles<typename E::template CodeTiles<true>>(job, p);
+      return run_code_tiles<typename E::template CodeTiles<false>>(job, p);
+    }
+  }
+  alignas(64) int32_t acc[kFinished];
+  int64_t first = 0;
+  int done = 0;  // short tiles are finished several at a time
+  const auto finish_tiles = [&] {
+    finish(acc, p.lanes, done, p.outputs, job.epilogue, p.channel, job.y,
+           [to = p.places + first](int row) { return to[row]; });
+    first += done;
+    done = 0;
+  };
+  p.for_each_tile([&](int64_t i, int rows, int64_t ahead) {
+    if ((done + rows) * p.lanes > kFinished) finish_tiles();
+    kTiles[p.vectors][rows](p.pointers + i, p.offset, p.kind.depth, p.weights, ahead, p.kind.init + p.at,
+                            acc + done * p.lanes);
+    done += rows;
+  });
+  finish_tiles();
 }
 
 static void run(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x, const ConvEpilogue& epilogue,
@@ -157,7 +214,7 @@ static void run(const PackedWeights& weights, const ConvSetup& setup, const uint
   const ConvShape& shape = prepared.shape;
   const Plan& plan = prepared.plan;
   const Reads& reads = prepared.reads;
-  const Job job{weights, shape, plan, x, epilogue, y, reads};
+  const Job job{weights, shape, plan, x, epilogue, y, reads, is_bounded(prepared.small_multipliers, epilogue.residual)};
   const int64_t pixels = shape.batch * shape.pixels(), panels = ceil_div(plan.group_lanes, kPanel);
   const int64_t lanes = shape.groups * plan.group_lanes;
   // Threads share pixels; where the weights are the larger part, panels and then pixels.
@@ -173,7 +230,9 @@ static void run(const PackedWeights& weights, const ConvSetup& setup, const uint
       const int64_t count = reads.in_place() ? ceil_div(left, ceil_div(left, size)) : std::min(left, size);
       block.fill(first, count);
       for (int64_t p = by_panel ? part : 0; p < (by_panel ? part + 1 : all); ++p) {
-        for (const Block::Run& run : block.runs()) run_tiles(job, block, run, p / panels, p % panels * kPanel);
+        for (const Block::Run& run : block.runs()) {
+          run_tiles<Engine>(job, Panel(job, block, run, p / panels, p % panels * kPanel));
+        }
       }
       at += count;
     }

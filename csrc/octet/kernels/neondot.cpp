@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -113,8 +114,9 @@ struct Engine {
   static constexpr int32_t offset(int32_t /*zero_point*/) { return 128; }
   static constexpr std::array<int, kVectors + 1> kRows{0, 6, 6, 6, 6};
 
+  using Function = TileFunction;
   template <int kTileRows, int kTileVectors>
-  static constexpr TileFunction tile = neondot::tile<kTileRows, kTileVectors>;
+  static constexpr Function tile = neondot::tile<kTileRows, kTileVectors>;
 };
 
 #include "octet/kernels/igemm-inl.h"

@@ -30,7 +30,7 @@ using TileFunction = void (*)(const uint8_t* const* pointers, int64_t group, con
 // Tiles::tile<rows, vectors> for rows in [1, Tiles::kRows[vectors]]; table[vectors][rows].
 template <class Tiles, int kVectors, int kMaxRows>
 struct TileTable {
-  using Row = std::array<TileFunction, kMaxRows + 1>;
+  using Row = std::array<typename Tiles::Function, kMaxRows + 1>;
   using Table = std::array<Row, kVectors + 1>;
 
   template <int kTileVectors, int... kIndex>

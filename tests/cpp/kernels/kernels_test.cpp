@@ -88,7 +88,8 @@ void check_conv(const ConvShape& s, Random& random, Data data = Data::kRandom) {
   }
   const auto bias = random.integers<int32_t>(s.out_channels, -(1 << 20), 1 << 20);
   std::vector<float> multiplier(s.out_channels);
-  const float spread = 1.0f / (std::sqrt(static_cast<float>(depth)) * 90.0f);
+  float spread = 1.0f / (std::sqrt(static_cast<float>(depth)) * 90.0f);
+  if (random.integer(0, 7) == 0) spread *= 1e6f;  // products beyond int32
   for (float& m : multiplier) m = reference::multiplier(random.real(0.2f, 2.0f) * spread);
   ConvEpilogue e;
   e.bias = bias.data();
