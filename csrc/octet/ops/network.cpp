@@ -133,15 +133,16 @@ int64_t batch_of(const std::vector<Input>& inputs) {
 
 // How a batch is cut. Each part goes through the whole network before the next, with values that stay in the
 // second-level cache if one image's do: 16 images of MobileNetV2 take 39.5 ms instead of 43.3, and one image's
-// buffers. Parts that divide well among the threads run side by side, so that no thread waits for another between two
+// buffers. Every part reads all weights, so its values are not made smaller than a third of these: ResNet-18's 16
+// images take 2 % less in four parts than in 16. Parts that divide well among the threads run side by side, so that no thread waits for another between two
 // steps; elsewhere the threads share each step.
 struct Cut {
   int64_t parts = 1;
   bool side_by_side = false;
 };
 
-Cut cut_batch(Network& network, const std::vector<Input>& inputs) {
-  constexpr int64_t kPartBytes = 512 << 10;
+Cut cut_batch(Network& network, const std::vector<Input>& inputs, int64_t weight_bytes) {
+  const int64_t part_bytes = std::max<int64_t>(512 << 10, weight_bytes / 3);
   const int64_t batch = batch_of(inputs), workers = threads();
   if (batch <= 1) return {};
   int64_t image_bytes = 0;
@@ -150,13 +151,13 @@ Cut cut_batch(Network& network, const std::vector<Input>& inputs) {
   } catch (const std::invalid_argument&) {
     return {};  // refused as a whole, with the sizes that were given
   }
-  const int64_t parts = std::clamp<int64_t>(batch * image_bytes / kPartBytes, 1, batch);
+  const int64_t parts = std::clamp<int64_t>(batch * image_bytes / part_bytes, 1, batch);
   if (workers == 1 || batch < workers || (batch % workers != 0 && batch < 8 * workers)) return {parts, false};
   return {std::min(batch, (parts + workers - 1) / workers * workers), true};
 }
 
-std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs) {
-  const Cut cut = cut_batch(network, inputs);
+std::vector<Tensor> run(Network& network, const std::vector<Input>& inputs, int64_t weight_bytes) {
+  const Cut cut = cut_batch(network, inputs, weight_bytes);
   const int64_t batch = cut.parts > 1 ? inputs[0].type.sizes[0] : 0;
   std::vector<Part> parts;
   for (int64_t i = 0; i < cut.parts; ++i) {
@@ -180,7 +181,7 @@ std::vector<Tensor> run_network_cpu(at::TensorList inputs, const Tensor& program
                                     const Tensor& biases, const Tensor& numbers) {
   const std::vector<Input> given(inputs.begin(), inputs.end());
   try {
-    return run(*find_network(program, weights, biases, numbers), given);
+    return run(*find_network(program, weights, biases, numbers), given, weights.numel());
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK(false, kOp, ": ", error.what());
   }
