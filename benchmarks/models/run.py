@@ -139,7 +139,11 @@ def onnxruntime(name: str, batch: int) -> Run:
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
     binding.bind_output("y", "cpu")
-    return lambda: session.run_with_iobinding(binding)
+
+    def run(held: object = x) -> object:  # the binding does not keep the memory it reads
+        return session.run_with_iobinding(binding)
+
+    return run
 
 
 def openvino(name: str, batch: int) -> Run:
@@ -152,7 +156,11 @@ def openvino(name: str, batch: int) -> Run:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings | {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     request.set_input_tensor(runtime.Tensor(x, shared_memory=True))
-    return request.infer
+
+    def run(held: object = x) -> object:  # the tensor does not keep the memory it shares
+        return request.infer()
+
+    return run
 
 
 def litert(name: str, batch: int) -> Run:
