@@ -1,5 +1,6 @@
 // The bodies every machine can run: plain loops.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 

@@ -150,7 +150,7 @@ static void mul_row(const uint8_t* a, const uint8_t* b, int64_t n, const MulPara
 // Vectors of any machine: the compiler cuts them to its own. A local array in their place ends up in memory.
 using Bytes64 [[gnu::vector_size(64)]] = uint8_t;
 using Bytes16 [[gnu::vector_size(16)]] = uint8_t;
-using Ints16 [[gnu::vector_size(64)]] = int32_t;
+using Shorts32 [[gnu::vector_size(64)]] = uint16_t;
 
 template <class Bytes>
 static inline void max_codes_at(const uint8_t* const* x, int64_t count, int64_t at, uint8_t* y) {
@@ -170,20 +170,31 @@ static void max_codes_row(const uint8_t* const* x, int64_t count, int64_t n, uin
   for (; at < n; ++at) max_codes_at<uint8_t>(x, count, at, y);
 }
 
-static void sum_codes_row(const uint8_t* const* x, int64_t count, int64_t n, int32_t* y) {
-  int64_t at = 0;
-  for (; at + 16 <= n; at += 16) {
-    Ints16 sum{};
-    for (int64_t i = 0; i < count; ++i) {
-      Bytes16 next;
-      std::memcpy(&next, x[i] + at, sizeof next);
-      sum += __builtin_convertvector(next, Ints16);
+// Adds the codes of 64 channels up in pairs of bytes, since gcc 12 widens the bytes of a vector one by one: those of
+// lower and of higher addresses, 256 of which fit into 16 bits.
+static void sum_64_channels(const uint8_t* const* x, int64_t count, int64_t at, int32_t* y) {
+  static_assert(std::endian::native == std::endian::little);
+  for (int64_t begin = 0; begin < count; begin += 256) {
+    Shorts32 low{}, high{};
+    for (int64_t i = begin; i < std::min(count, begin + 256); ++i) {
+      Shorts32 pairs;
+      std::memcpy(&pairs, x[i] + at, sizeof pairs);
+      low += pairs & 0xff;
+      high += pairs >> 8;
     }
-    std::memcpy(y + at, &sum, sizeof sum);
+    for (int c = 0; c < 32; ++c) {
+      y[at + 2 * c] += low[c];
+      y[at + 2 * c + 1] += high[c];
+    }
   }
-  for (; at < n; ++at) {
-    y[at] = 0;
-    for (int64_t i = 0; i < count; ++i) y[at] += x[i][at];
+}
+
+static void sum_codes_row(const uint8_t* const* x, int64_t count, int64_t n, int32_t* __restrict y) {
+  std::fill_n(y, n, 0);
+  int64_t at = 0;
+  for (; at + 64 <= n; at += 64) sum_64_channels(x, count, at, y);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t c = at; c < n; ++c) y[c] += x[i][c];
   }
 }
 
