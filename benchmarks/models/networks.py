@@ -1,5 +1,7 @@
 """Four networks with random weights: speed does not depend on them. All take and give float32."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -130,3 +132,30 @@ def example(name, batch):
     g = torch.Generator().manual_seed(1)
     n = batch * TOKENS if name == "ffn" else batch
     return torch.randn(n, *SHAPES[name], generator=g)
+
+
+def taps_inside(size, out, kernel, stride, padding, dilation):
+    """How many taps of all outputs along an axis lie inside of the image."""
+    return sum(0 <= o * stride - padding + k * dilation < size for o in range(out) for k in range(kernel))
+
+
+def operations(name, batch):
+    """Multiplications and additions of all convolutions and linear layers; those with padding do not count."""
+    counts = []
+
+    def count(module, inputs, output):
+        if isinstance(module, nn.Linear):
+            counts.append(output.numel() * module.in_features)
+            return
+        m, sizes = module, zip(inputs[0].shape[2:], output.shape[2:], strict=True)
+        axes = zip(sizes, m.kernel_size, m.stride, m.padding, m.dilation, strict=True)
+        taps = math.prod(taps_inside(*in_out, *rest) for in_out, *rest in axes)
+        counts.append(len(output) * taps * m.in_channels // m.groups * m.out_channels)
+
+    model = make(name)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(example(name, 1))
+    return 2 * batch * sum(counts)

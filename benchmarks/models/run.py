@@ -6,6 +6,9 @@ Every peer runs with the settings its own documentation recommends for latency, 
 octet and LiteRT get channels-last images, the ONNX runtimes NCHW. A peer that is not installed is named and left out;
 `pip install -r benchmarks/models/requirements.txt` gives them all. LiteRT's networks are written by `export_tflite.py`,
 which needs TensorFlow; the others' are written on first use.
+
+With `--peak build/kernels_benchmark` every round also measures what a bare loop of the machine's INT8 instruction
+reaches, and every engine's share of it is given: its operations inside of the image, over its shortest time.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -30,6 +34,7 @@ parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=6)
 parser.add_argument("--slice", type=float, default=0.25, help="seconds for each engine in each round")
 parser.add_argument("--files", type=Path, default=Path("networks"), help="where peers' networks lie, or are written")
+parser.add_argument("--peak", type=Path, help="kernels_benchmark, to say which share of the machine's peak is reached")
 parser.add_argument("--json", type=Path)
 options = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when the libraries load
@@ -198,10 +203,21 @@ def prepare(name: str) -> dict[str, Run]:
     return runs
 
 
-def measure(runs: dict[str, Run]) -> dict[str, list[float]]:
-    """Seconds per call. In turns, so that all engines meet the same weather."""
+def peak_gops() -> float:
+    """Of all threads together; 0 without `--peak`."""
+    if options.peak is None:
+        return 0.0
+    command = [options.peak, "0.1", "peak"]
+    loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(options.threads)]
+    return sum(float(loop.communicate()[0].split()[-2]) for loop in loops)
+
+
+def measure(runs: dict[str, Run]) -> tuple[dict[str, list[float]], float]:
+    """Seconds per call, and the machine's peak. In turns, so that all engines meet the same weather."""
     times: dict[str, list[float]] = {engine: [] for engine in runs}
+    peak = 0.0
     for _ in range(options.rounds):
+        peak = max(peak, peak_gops())
         for engine, run in runs.items():
             run()  # wakes the engine's threads and its caches
             end = time.perf_counter() + options.slice
@@ -210,26 +226,25 @@ def measure(runs: dict[str, Run]) -> dict[str, list[float]]:
                 run()
                 times[engine].append(time.perf_counter() - start)
             time.sleep(0.01)  # threads that spin go to sleep before the next engine's turn
-    return times
+    return times, peak
 
 
-def report(name: str, times: dict[str, list[float]]) -> list[dict]:
+def report(name: str, times: dict[str, list[float]], peak: float) -> list[dict]:
     best_peer = min((min(t) for engine, t in times.items() if not engine.startswith("octet")), default=None)
+    operations = networks.operations(name, options.batch)
     rows = []
     for engine, seconds in times.items():
-        row = {
-            "model": name,
-            "batch": options.batch,
-            "threads": options.threads,
-            "engine": engine,
-            "calls": len(seconds),
-        }
-        row |= {"min_ms": min(seconds) * 1e3, "median_ms": statistics.median(seconds) * 1e3}
+        row: dict = {"model": name, "batch": options.batch, "threads": options.threads, "engine": engine}
+        row |= {"calls": len(seconds), "min_ms": min(seconds) * 1e3, "median_ms": statistics.median(seconds) * 1e3}
         row["of_best_peer"] = min(seconds) / best_peer if best_peer else None
+        row["gops"] = operations / min(seconds) * 1e-9
+        row["of_peak"] = row["gops"] / peak if peak else None
         rows.append(row)
         ratio = f"{row['of_best_peer']:6.2f} of the best peer" if best_peer else ""
+        share = f" = {100 * row['of_peak']:4.1f} % of {peak:.0f}" if peak else ""
         print(
-            f"{name:12s} {engine:13s} min {row['min_ms']:9.3f} ms  median {row['median_ms']:9.3f} ms {ratio}",
+            f"{name:12s} {engine:13s} min {row['min_ms']:9.3f} ms  median {row['median_ms']:9.3f} ms {ratio}"
+            f"  {row['gops']:6.1f} GOPS{share}",
             flush=True,
         )
     return rows
@@ -243,6 +258,6 @@ if __name__ == "__main__":
     rows: list[dict] = []
     options.files.mkdir(parents=True, exist_ok=True)
     for name in options.models.split(","):
-        rows += report(name, measure(prepare(name)))
+        rows += report(name, *measure(prepare(name)))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
