@@ -52,6 +52,7 @@ PackedConv::~PackedConv() = default;
 
 Isa PackedConv::isa() const { return impl_->isa; }
 std::string_view PackedConv::kernel_name() const { return impl_->family->name; }
+const void* PackedConv::memory() const { return impl_->weights.codes.as<uint8_t>(); }
 size_t PackedConv::bytes() const { return impl_->weights.codes.size() + impl_->weights.sums.size(); }
 
 void run_conv(const PackedConv& weights, const ConvShape& shape, const uint8_t* x, const ConvEpilogue& epilogue,
@@ -74,8 +75,9 @@ void run_conv_sums(const PackedConv& weights, const ConvShape& shape, const uint
   run(weights.impl(), shape, x, epilogue, {.floats = y, .sums = true}, parallel);
 }
 
-PreparedConv::PreparedConv(const PackedConv& weights, const ConvShape& shape, const ConvEpilogue& epilogue)
-    : weights_(&weights), epilogue_(epilogue) {
+PreparedConv::PreparedConv(const PackedConv& weights, const ConvShape& shape, const ConvEpilogue& epilogue,
+                           std::shared_ptr<const void* const> wanted_next)
+    : weights_(&weights), epilogue_(epilogue), wanted_next_(std::move(wanted_next)) {
   assert(shape.out == conv_output_size(shape));
   const PackedConv::Impl& impl = weights.impl();
   if (shape.batch * shape.pixels() > 0) setup_ = impl.family->prepare(impl.weights, shape, epilogue);
@@ -85,6 +87,7 @@ void PreparedConv::run(const uint8_t* x, const ResidualAdd* residual, uint8_t* y
   if (!setup_) return;
   ConvEpilogue epilogue = epilogue_;
   epilogue.residual = residual;
+  epilogue.wanted_next = *wanted_next_;
   const PackedConv::Impl& impl = weights_->impl();
   impl.family->run(impl.weights, setup_, x, epilogue, {.codes = y}, parallel);
 }

@@ -56,6 +56,7 @@ struct ConvEpilogue {
   int32_t y_zero_point = 0;  // of the convolution's own grid
   CodeBounds bounds;
   const ResidualAdd* residual = nullptr;  // none: the convolution's code is the result
+  const void* wanted_next = nullptr;      // another convolution's packed weights; the last panel may fetch them
 };
 
 // Weights arranged for one ISA; made once per weight tensor, immutable, safe to use from several threads.
@@ -71,6 +72,7 @@ class PackedConv {
   Isa isa() const;
   std::string_view kernel_name() const;  // the row of the kernel table that will run
   size_t bytes() const;                  // memory held
+  const void* memory() const;            // of the weights
 
   struct Impl;
   const Impl& impl() const { return *impl_; }

@@ -143,14 +143,15 @@ struct Panel {
         offset(group * (Engine::kCopied ? job.plan.units * 4 : job.shape.in_per_group())),
         vectors(static_cast<int>(lanes / Engine::kLanes)),
         weights(job.weights.codes.as<uint8_t>() + at * job.plan.depth_bytes()),
-        next(panel + lanes < job.plan.group_lanes ? lanes * job.plan.depth_bytes() : 0),
+        next(panel + lanes < job.plan.group_lanes ? lanes * job.plan.depth_bytes() : to_wanted(job)),
         kind(job.reads.kind(run.kind)),
         pointers(block.pointers() + run.begin),
         places(block.places() + run.begin),
         pixels(run.end - run.begin) {}
 
   // Calls body(first pixel, rows, what the tile may fetch `ahead`) for tiles of nearly the same height. A fresh panel
-  // comes from the third-level cache or memory: the next one's weights are fetched while this one's tiles run.
+  // comes from the third-level cache or memory: the next one's weights, or behind the last panel the next
+  // convolution's, are fetched while this one's tiles run.
   template <class F>
   void for_each_tile(F body) const {
     const int64_t tiles = ceil_div(pixels, Engine::kRows[vectors]), height = pixels / tiles, higher = pixels % tiles;
@@ -161,10 +162,15 @@ struct Panel {
     }
   }
 
+  int64_t to_wanted(const Job& job) const {
+    const void* wanted = job.epilogue.wanted_next;
+    return wanted ? reinterpret_cast<intptr_t>(wanted) - reinterpret_cast<intptr_t>(weights) : 0;
+  }
+
   int64_t at, lanes, outputs, channel, offset;
   int vectors;
   const uint8_t* weights;
-  int64_t next;  // from these weights to the next panel's
+  int64_t next;  // from these weights to those wanted next
   const PixelKind& kind;
   const uint8_t* const* pointers;
   const int64_t* places;

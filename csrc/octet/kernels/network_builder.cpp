@@ -144,6 +144,12 @@ const PackedConv& NetworkBuilder::packed(int64_t at, const ConvShape& shape) {
   return *entry;
 }
 
+std::shared_ptr<const void* const> NetworkBuilder::weights_after(const PackedConv& packed) {
+  if (!first_weights_) first_weights_ = packed.memory();
+  if (after_last_) *after_last_ = packed.memory();
+  return after_last_ = std::make_shared<const void*>(first_weights_);
+}
+
 Value NetworkBuilder::add_output(int64_t index) {
   Value result = value(index);
   // An input handed through, or one buffer handed out twice: the caller still gets memory of its own.

@@ -87,6 +87,8 @@ class NetworkBuilder {
   const int32_t* biases(int64_t at, int64_t count) const;
   const int8_t* weights(int64_t at, int64_t count) const;
   const PackedConv& packed(int64_t at, const ConvShape& shape);
+  // The weights of the convolution added after this one; behind the last those of the first, for the next call.
+  std::shared_ptr<const void* const> weights_after(const PackedConv& packed);
 
   // Takes the value as a result of the call: a buffer of its own, to be bound to the caller's memory.
   Value add_output(int64_t index);
@@ -106,6 +108,8 @@ class NetworkBuilder {
   std::vector<Value> values_;
   std::vector<Buffer> buffers_;
   std::vector<BoundStep> steps_;
+  const void* first_weights_ = nullptr;
+  std::shared_ptr<const void*> after_last_;
 };
 
 // Reads one step's arguments, adds it, gives its value. One function per opcode, in network_steps.cpp.

@@ -94,7 +94,8 @@ Value bind_conv_tail(const ConvShape& shape, const Value& x, const TensorType& t
   epilogue.y_zero_point = words.next_code();
   epilogue.bounds = words.next_bounds();
   const int64_t residual_index = words.next();
-  const PreparedConv conv(builder.packed(weights_at, shape), shape, epilogue);
+  const PackedConv& packed = builder.packed(weights_at, shape);
+  const PreparedConv conv(packed, shape, epilogue, builder.weights_after(packed));
   if (residual_index < 0) {
     return builder.emit({x.buffer}, type, [=, x = x.buffer](int y) {
       return [=](Memory memory, ParallelFor parallel) {

@@ -12,8 +12,10 @@ namespace octet::kernels {
 // Immutable, safe to use from several threads.
 class PreparedConv {
  public:
-  // `weights` and the epilogue's arrays must outlive it; the epilogue's residual is not looked at.
-  PreparedConv(const PackedConv& weights, const ConvShape& shape, const ConvEpilogue& epilogue);
+  // `weights` and the epilogue's arrays must outlive it; the epilogue's residual and wanted_next are not looked at.
+  // wanted_next: where it is said, by the time of a run, which weights are.
+  PreparedConv(const PackedConv& weights, const ConvShape& shape, const ConvEpilogue& epilogue,
+               std::shared_ptr<const void* const> wanted_next);
 
   // As run_conv; residual may be null.
   void run(const uint8_t* x, const ResidualAdd* residual, uint8_t* y, ParallelFor parallel) const;
@@ -21,6 +23,7 @@ class PreparedConv {
  private:
   const PackedConv* weights_;
   ConvEpilogue epilogue_;
+  std::shared_ptr<const void* const> wanted_next_;
   std::shared_ptr<const void> setup_;  // null: there is nothing to compute
 };
 
