@@ -102,16 +102,22 @@ static void depthwise3_run(const PackedWeights& weights, const ConvSetup& setup,
     reader.outside = {padding, padding};
     Depthwise::load_permutations(reader.first, reader.second);
     alignas(64) int32_t acc[kColumns * 32];
-    for (int64_t item = begin * blocks; item < end * blocks; ++item) {
-      const int64_t row = item / blocks, block = item % blocks, c = block * 32,
-                    exist = std::min<int64_t>(32, channels - c);
-      reader.exists = Depthwise::mask(exist);
-      point_at_rows(s, x, row, c, outside, reader);
-      for (int64_t first = 0; first < s.out[2]; first += kColumns) {
-        const int64_t last = std::min(s.out[2], first + kColumns);
-        row_function(reader, first, last, s.padding[2], weights.codes.as<int8_t>() + block * 384, &init[c], acc);
-        finish(acc, 32, static_cast<int>(last - first), exist, epilogue, c, y,
-               [=, &s](int i) { return (row * s.out[2] + first + i) * channels; });
+    const auto sum_row = [&](int64_t row, int64_t block, int64_t first, int64_t last, int32_t* to) {
+      point_at_rows(s, x, row, block * 32, outside, reader);
+      row_function(reader, first, last, s.padding[2], weights.codes.as<int8_t>() + block * 384, init + block * 32, to);
+    };
+    const int64_t width = s.out[2], together = std::max<int64_t>(1, kColumns / width);  // rows finished at once
+    for (int64_t row = begin; row < end; row += together) {
+      const int64_t rows = std::min(together, end - row);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t c = block * 32, exist = std::min<int64_t>(32, channels - c);
+        reader.exists = Depthwise::mask(exist);
+        for (int64_t first = 0; first < width; first += kColumns) {
+          const int64_t last = std::min(width, first + kColumns);
+          for (int64_t r = 0; r < rows; ++r) sum_row(row + r, block, first, last, acc + r * width * 32);
+          finish(acc, 32, static_cast<int>((rows - 1) * width + last - first), exist, epilogue, c, y,
+                 [=](int i) { return (row * width + first + i) * channels; });
+        }
       }
     }
   });
