@@ -303,3 +303,41 @@ def test_without_integer_parts_nothing_changes():
     x = torch.randn(2, 3)
     assert not networks(lower(graph))
     assert torch.equal(lower(graph)(x), graph(x))
+
+
+def test_hooks_and_subclasses_see_a_network_that_is_called_at_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(3, 4)
+    qat = octet.prepare(model, (x,))
+    octet.calibrate(qat, [x])
+    int8 = octet.convert(qat)
+    expected = qat(x)
+    seen: list[str] = []
+
+    class Traced(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    assert torch.equal(int8(x.as_subclass(Traced)).as_subclass(torch.Tensor), expected)
+    assert any("run_network" in name for name in seen)
+
+    doubled = int8.register_forward_hook(lambda module, args, output: output * 2)
+    assert torch.equal(int8(x), expected * 2)
+    doubled.remove()
+    at_zero = qat(torch.zeros_like(x))
+    zeroed = nn.modules.module.register_module_forward_pre_hook(lambda module, args: (args[0] * 0,))
+    try:
+        assert torch.equal(int8(x), at_zero)
+    finally:
+        zeroed.remove()
+    assert torch.equal(int8(x), expected)
+
+
+def test_errors_of_a_network_that_is_called_at_once_have_no_backtrace() -> None:
+    qat = octet.prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (torch.randn(3, 4),))
+    octet.calibrate(qat, [torch.randn(3, 4)])
+    with pytest.raises(RuntimeError, match="4 features") as caught:
+        octet.convert(qat)(torch.randn(3, 5))
+    assert "frame #" not in str(caught.value)
