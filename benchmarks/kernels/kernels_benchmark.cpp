@@ -92,7 +92,7 @@ void measure_conv(const Layer& layer, Isa isa, double peak) {
   epilogue.bias = bias.data();
   epilogue.multiplier = multiplier.data();
   epilogue.x_zero_point = 7;
-  const PackedConv packed(weights.data(), s, isa);
+  const PackedConv packed(weights.data(), s, WeightOrder::kTapsInnermost, isa);
   const double time = seconds([&] { run_conv(packed, s, x.data(), epilogue, y.data(), serial); });
   const double gops = 2.0 * s.batch * s.pixels() * weights.size() / time * 1e-9;
   std::printf("%-34s %-34s %10.1f us %8.1f GOPS", layer.name.data(), std::string(packed.kernel_name()).c_str(),

@@ -59,6 +59,12 @@ inline float scale_from_range(Range range, const GridSpec& spec) {
   return clamp_scale((high - low) / static_cast<float>(spec.qmax - spec.qmin));
 }
 
+// The same where the range may be nothing (the scale is 1) or not a number (it is NaN, so that a diverged run shows).
+inline float scale_from_any_range(Range range, const GridSpec& spec) {
+  if (std::isnan(range.min) || std::isnan(range.max)) return std::numeric_limits<float>::quiet_NaN();
+  return range.empty() ? 1.0f : scale_from_range(range, spec);
+}
+
 // Rule 3, the zero point for a scale that is already known (rule 9 changes scales after they were computed).
 inline int32_t zero_point_for(float scale, Range range, const GridSpec& spec) {
   if (spec.symmetric) return (spec.qmin + spec.qmax) / 2;

@@ -53,7 +53,8 @@ static bool depthwise3_accepts(const ConvShape& s) {
 }
 
 // [block of 32 channels][kernel column][channel][row of 4]
-static PackedWeights depthwise3_pack(const int8_t* weights, const ConvShape& s) {
+static PackedWeights depthwise3_pack(const WeightCodes& codes, const ConvShape& s, ParallelFor /*parallel*/) {
+  const int8_t* weights = codes.data;  // a channel's taps in either order
   const int64_t blocks = (s.out_channels + 31) / 32;
   PackedWeights packed{AlignedBytes(blocks * 384), AlignedBytes(blocks * 32 * sizeof(int32_t))};
   auto* to = packed.codes.as<int8_t>();

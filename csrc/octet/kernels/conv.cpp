@@ -41,9 +41,10 @@ void run(const PackedConv::Impl& impl, const ConvShape& shape, const uint8_t* x,
 
 }  // namespace
 
-PackedConv::PackedConv(const int8_t* weights, const ConvShape& shape, Isa isa) {
+PackedConv::PackedConv(const int8_t* weights, const ConvShape& shape, WeightOrder order, Isa isa,
+                       ParallelFor parallel) {
   const ConvFamily& family = choose_family(shape, isa);
-  impl_ = std::make_unique<const Impl>(Impl{isa, &family, family.pack(weights, shape)});
+  impl_ = std::make_unique<const Impl>(Impl{isa, &family, family.pack({weights, order}, shape, parallel)});
 }
 
 PackedConv::PackedConv(PackedConv&&) noexcept = default;

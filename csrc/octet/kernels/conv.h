@@ -59,12 +59,16 @@ struct ConvEpilogue {
   const void* wanted_next = nullptr;      // another convolution's packed weights; the last panel may fetch them
 };
 
+// How the codes of a weight lie in memory: [out, in / groups, kd, kh, kw] or [out, kd, kh, kw, in / groups].
+enum class WeightOrder { kTapsInnermost, kChannelsInnermost };
+
 // Weights arranged for one ISA; made once per weight tensor, immutable, safe to use from several threads.
 class PackedConv {
  public:
-  // weights: codes [out_channels, in_channels / groups, kd, kh, kw], dense. Of the shape only groups, channels, kernel
-  // and dilation matter; the packed weights serve every batch, input size, stride and padding.
-  PackedConv(const int8_t* weights, const ConvShape& shape, Isa isa = active_isa());
+  // weights: dense. Of the shape only groups, channels, kernel and dilation matter; the packed weights serve every
+  // batch, input size, stride and padding.
+  PackedConv(const int8_t* weights, const ConvShape& shape, WeightOrder order = WeightOrder::kTapsInnermost,
+             Isa isa = active_isa(), ParallelFor parallel = serial);
   PackedConv(PackedConv&&) noexcept;
   PackedConv& operator=(PackedConv&&) noexcept;
   ~PackedConv();

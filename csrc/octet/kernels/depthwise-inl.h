@@ -15,7 +15,8 @@ static bool depthwise_accepts(const ConvShape& s) {
 
 static int64_t depthwise_tap_groups(const ConvShape& s) { return (s.taps() + Depthwise::kTaps - 1) / Depthwise::kTaps; }
 
-static PackedWeights depthwise_pack(const int8_t* weights, const ConvShape& s) {
+static PackedWeights depthwise_pack(const WeightCodes& codes, const ConvShape& s, ParallelFor /*parallel*/) {
+  const int8_t* weights = codes.data;  // a channel's taps in either order
   const int64_t taps = s.taps(), groups = depthwise_tap_groups(s);
   const int64_t blocks = (s.out_channels + Depthwise::kChannels - 1) / Depthwise::kChannels;
   PackedWeights packed{

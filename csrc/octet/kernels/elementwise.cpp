@@ -156,6 +156,23 @@ void fake_quantize_backward(const float* grad, const uint8_t* pass, int64_t n, f
   tail_backward(grad, pass, nullptr, {nullptr, &one, nullptr, nullptr}, {n, 1, 1}, grad_x, parallel);
 }
 
+void quantize_rows(const float* x, int64_t count, int64_t n, const GridSpec& spec, float* scale, int8_t* codes,
+                   float* values, ParallelFor parallel) {
+  const RowKernels& rows = active_kernels().rows;
+  static constexpr int32_t kZero = 0;
+  parallel(count, 1 + kGrain / std::max<int64_t>(n, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      constexpr float kInfinity = std::numeric_limits<float>::infinity();
+      float low = kInfinity, high = -kInfinity;
+      rows.min_max(x + r * n, n, &low, &high);
+      scale[r] = scale_from_any_range({low, high}, spec);
+      const RowGrid grid{scale + r, &kZero, false, spec.qmin, spec.qmax};
+      if (codes) rows.quantize_s8(x + r * n, n, grid, codes + r * n);
+      if (values) rows.fake_quantize(x + r * n, n, grid, values + r * n, nullptr);
+    }
+  });
+}
+
 void min_max(const float* x, const ChannelLayout& raw, float* min, float* max, ParallelFor parallel) {
   const RowKernels& rows = active_kernels().rows;
   const ChannelLayout layout = normalized(raw);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "octet/core/grid.h"
 #include "octet/core/requantize.h"
 #include "octet/kernels/parallel.h"
 
@@ -46,6 +47,12 @@ void fake_quantize(const float* x, const ChannelLayout& layout, const ChannelGri
 
 // grad_x = pass ? grad : 0. grad_x may be grad.
 void fake_quantize_backward(const float* grad, const uint8_t* pass, int64_t n, float* grad_x, ParallelFor parallel);
+
+// Rule 3 and then 1 or 2 for each of `rows` rows of n values, on a symmetric grid made from the row itself, while it is
+// in the first-level cache: the row's scale (NaN where the row has one), and its codes or its fake-quantized values,
+// whichever is not null.
+void quantize_rows(const float* x, int64_t rows, int64_t n, const GridSpec& spec, float* scale, int8_t* codes,
+                   float* values, ParallelFor parallel);
 
 // The smallest and largest value of each channel. A NaN anywhere in a channel makes both NaN; an empty channel gives
 // (+inf, -inf).

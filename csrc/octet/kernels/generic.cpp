@@ -39,15 +39,17 @@ struct Lanes {
 #include "octet/kernels/finish-inl.h"
 
 // [tap][channel of a group][output channel], widened: the innermost loops run over output channels.
-static PackedWeights pack(const int8_t* weights, const ConvShape& shape) {
-  const int64_t taps = shape.taps(), channels = shape.in_per_group(), outputs = shape.out_channels;
-  PackedWeights packed{AlignedBytes(outputs * taps * channels * sizeof(int16_t)), {}};
+static PackedWeights pack(const WeightCodes& weights, const ConvShape& shape, ParallelFor parallel) {
+  const int64_t depth = shape.taps() * shape.in_per_group(), outputs = shape.out_channels;
+  PackedWeights packed{AlignedBytes(outputs * depth * sizeof(int16_t)), {}};
   auto* to = packed.codes.as<int16_t>();
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t o = 0; o < outputs; ++o) *to++ = weights[(o * channels + c) * taps + t];
+  parallel(outputs, 1 + 32768 / std::max<int64_t>(depth, 1), [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> room(depth);
+    for (int64_t o = begin; o < end; ++o) {
+      const int8_t* codes = weights.channel(o, shape, room.data());
+      for (int64_t i = 0; i < depth; ++i) to[i * outputs + o] = codes[i];
     }
-  }
+  });
   return packed;
 }
 

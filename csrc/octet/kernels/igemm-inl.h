@@ -45,41 +45,48 @@ static Plan plan_for(const ConvShape& s) {
   return plan;
 }
 
-static void pack_channel(const Engine::Weight* codes, const Plan& plan, int64_t lanes, Engine::Weight* to) {
-  for (int64_t tap = 0; tap < plan.taps; ++tap) {
-    for (int64_t unit = 0; unit < plan.units; ++unit, to += lanes * Engine::kUnit) {
-      const int64_t at = unit * Engine::kUnit;
-      std::memcpy(to, codes + tap * plan.length + at,
-                  sizeof(Engine::Weight) * std::min<int64_t>(Engine::kUnit, plan.length - at));
+// kLanes rows of units, `count` of which exist, turned into units of kLanes: [row][unit] to [unit][lane of the panel].
+static void interleave(const Engine::Weight* rows, int64_t count, int64_t units, int64_t lanes, uint32_t* to) {
+  for (int64_t unit = 0; unit < units; ++unit, to += lanes) {
+    for (int64_t lane = 0; lane < count; ++lane) {
+      std::memcpy(to + lane, rows + (lane * units + unit) * Engine::kUnit, sizeof(uint32_t));
     }
+    std::fill(to + count, to + Engine::kLanes, 0);
   }
 }
 
-static PackedWeights pack(const int8_t* weights, const ConvShape& s) {
-  using Weight = Engine::Weight;
+// An output channel's codes, [tap][channel], to [tap][unit][kUnit]; and their sum per tap, all_lanes apart.
+static void widen(const int8_t* codes, const Plan& plan, int64_t all_lanes, Engine::Weight* to, int32_t* sums) {
+  const int64_t padded = plan.units * Engine::kUnit;
+  for (int64_t tap = 0; tap < plan.taps; ++tap, codes += plan.length, to += padded) {
+    std::copy(codes, codes + plan.length, to);
+    std::fill(to + plan.length, to + padded, Engine::Weight{0});
+    sums[tap * all_lanes] = std::accumulate(codes, codes + plan.length, int32_t{0});
+  }
+}
+
+static PackedWeights pack(const WeightCodes& weights, const ConvShape& s, ParallelFor parallel) {
   const Plan plan = plan_for(s);
-  const int64_t taps = s.taps(), channels = s.in_per_group(), depth = taps * channels;
-  const int64_t all_lanes = s.groups * plan.group_lanes;
+  const int64_t all_lanes = s.groups * plan.group_lanes, units = plan.depth_units(), outputs = s.out_per_group();
+  static_assert(sizeof(Engine::Weight) * Engine::kUnit == sizeof(uint32_t));
   PackedWeights packed{AlignedBytes(all_lanes * plan.depth_bytes()),
                        AlignedBytes(all_lanes * plan.taps * sizeof(int32_t))};
-  std::memset(packed.codes.as<uint8_t>(), 0, packed.codes.size());
   std::memset(packed.sums.as<uint8_t>(), 0, packed.sums.size());
-  std::vector<Weight> codes(depth);
-  for (int64_t o = 0; o < s.out_channels; ++o) {
-    const int8_t* from = weights + o * depth;
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int64_t c = 0; c < channels; ++c) codes[t * channels + c] = from[c * taps + t];
+  parallel(all_lanes / Engine::kLanes, 1 + 32768 / (1 + plan.depth_bytes()), [&](int64_t begin, int64_t end) {
+    std::vector<Engine::Weight> rows(Engine::kLanes * units * Engine::kUnit);
+    std::vector<int8_t> room(s.taps() * s.in_per_group());
+    for (int64_t at = begin * Engine::kLanes; at < end * Engine::kLanes; at += Engine::kLanes) {
+      const int64_t group = at / plan.group_lanes, lane = at % plan.group_lanes, panel = lane / kPanel * kPanel;
+      const int64_t count = std::clamp<int64_t>(outputs - lane, 0, Engine::kLanes);
+      for (int64_t i = 0; i < count; ++i) {
+        widen(weights.channel(group * outputs + lane + i, s, room.data()), plan, all_lanes,
+              &rows[i * units * Engine::kUnit], packed.sums.as<int32_t>() + at + i);
+      }
+      uint8_t* to = packed.codes.as<uint8_t>() + (group * plan.group_lanes + panel) * plan.depth_bytes();
+      interleave(rows.data(), count, units, std::min(kPanel, plan.group_lanes - panel),
+                 reinterpret_cast<uint32_t*>(to) + (lane - panel));
     }
-    const int64_t group = o / s.out_per_group(), lane = o % s.out_per_group(), panel = lane / kPanel * kPanel;
-    const int64_t lanes = std::min(kPanel, plan.group_lanes - panel);
-    uint8_t* to = packed.codes.as<uint8_t>() + (group * plan.group_lanes + panel) * plan.depth_bytes();
-    pack_channel(codes.data(), plan, lanes, reinterpret_cast<Weight*>(to) + (lane - panel) * Engine::kUnit);
-    int32_t* sums = packed.sums.as<int32_t>() + group * plan.group_lanes + lane;
-    for (int64_t t = 0; t < plan.taps; ++t) {
-      const auto begin = codes.begin() + t * plan.length;
-      sums[t * all_lanes] = std::accumulate(begin, begin + plan.length, int32_t{0});
-    }
-  }
+  });
   return packed;
 }
 

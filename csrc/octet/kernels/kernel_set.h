@@ -22,6 +22,23 @@ struct ConvOutput {
   bool sums = false;
 };
 
+// The codes of a weight as they come.
+struct WeightCodes {
+  const int8_t* data;
+  WeightOrder order;
+
+  // An output channel as [tap][channel]; `room` holds it where it has to be rearranged.
+  const int8_t* channel(int64_t o, const ConvShape& shape, int8_t* room) const {
+    const int64_t taps = shape.taps(), channels = shape.in_per_group();
+    const int8_t* from = data + o * taps * channels;
+    if (order == WeightOrder::kChannelsInnermost || taps == 1 || channels == 1) return from;
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) room[t * channels + c] = from[c * taps + t];
+    }
+    return room;
+  }
+};
+
 struct PackedWeights {
   AlignedBytes codes;
   AlignedBytes sums;  // int32, sum of an output channel's codes: the zero point's share of the accumulator
@@ -35,7 +52,7 @@ using ConvSetup = std::shared_ptr<const void>;
 struct ConvFamily {
   std::string_view name;
   bool (*accepts)(const ConvShape& shape);
-  PackedWeights (*pack)(const int8_t* weights, const ConvShape& shape);
+  PackedWeights (*pack)(const WeightCodes& weights, const ConvShape& shape, ParallelFor parallel);
   ConvSetup (*prepare)(const PackedWeights& weights, const ConvShape& shape, const ConvEpilogue& epilogue);
   void (*run)(const PackedWeights& weights, const ConvSetup& setup, const uint8_t* x, const ConvEpilogue& epilogue,
               const ConvOutput& y, ParallelFor parallel);

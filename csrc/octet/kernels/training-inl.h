@@ -11,7 +11,8 @@ namespace octet::kernels::OCTET_ISA_NAMESPACE {
 // word, access) for each block, finish(args, table). `kWidth` columns go down side by side in registers. kInOrder: see
 // for_each_run.
 template <class Column, int kWidth, class Args>
-inline void run_columns(const Run& run, const Args& args) {
+inline void run_columns(const Run& run, const Args& given) {
+  const Args args = given;        // in registers: the codes that are stored might be any other object's bytes
   constexpr int64_t kPiece = 64;  // blocks a column adds up in float32 before it finishes and starts again
   for (int64_t begin = 0; begin == 0 || begin < run.blocks; begin += kPiece) {
     const int64_t end = begin + kPiece < run.blocks ? begin + kPiece : run.blocks;
@@ -308,6 +309,42 @@ struct AddColumn {
   }
 };
 
+// Calls body(offset, access) for blocks of sixteen channels.
+template <class Body>
+inline void for_each_block(int64_t n, Body body) {
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes) body(c, WholeBlock{});
+  if (c < n) body(c, PartialBlock{static_cast<int>(n - c)});
+}
+
+// The first of equal ones wins, and a NaN.
+inline void pool(const float* const* x, int64_t count, int64_t n, float* y, uint8_t* winner) {
+  for_each_block(n, [&](int64_t c, auto access) {
+    const Lanes zero = splat(0);
+    Lanes most = access.load(x[0] + c, zero), position = zero;
+    for (int64_t i = 1; i < count; ++i) {
+      const Lanes next = access.load(x[i] + c, zero);
+      const Mask wins = (most < next) | ~(next == next);
+      position = choose(wins, splat(static_cast<float>(i)), position);
+      most = choose(wins, next, most);
+    }
+    access.store(y + c, most);
+    access.store_bytes(winner + c, position);
+  });
+}
+
+inline void unpool(const PooledOutput* outputs, int64_t count, int64_t n, float* grad_x) {
+  for_each_block(n, [&](int64_t c, auto access) {
+    const Lanes zero = splat(0);
+    Lanes sum = zero;
+    for (const PooledOutput* o = outputs; o != outputs + count; ++o) {
+      const Mask won = access.load_bytes(o->winner + c, 0) == splat(o->position);
+      sum = sum + keep(won, access.load(o->grad + c, zero));
+    }
+    access.store(grad_x + c, sum);
+  });
+}
+
 inline constexpr TrainingKernels kTrainingKernels{
     [](const StatisticsArgs& args, int64_t begin, int64_t end) { run_tiles<StatisticsColumn>(args, begin, end); },
     [](const ForwardArgs& args, int64_t begin, int64_t end) { run_tiles<ForwardColumn>(args, begin, end); },
@@ -324,6 +361,8 @@ inline constexpr TrainingKernels kTrainingKernels{
       args.a.codes&& args.b.codes ? run_tiles<AddColumn<true>>(args, begin, end)
                                   : run_tiles<AddColumn<false>>(args, begin, end);
     },
+    pool,
+    unpool,
 };
 
 }  // namespace octet::kernels::OCTET_ISA_NAMESPACE

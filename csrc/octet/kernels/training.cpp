@@ -12,20 +12,20 @@
 #include "octet/kernels/training_walk.h"
 
 namespace octet::kernels {
-namespace {
-
-constexpr int64_t kTileBytes = 64 * 1024;   // of float32: an L1 cache's worth
-constexpr int64_t kChunkSize = 128 * 1024;  // elements that one set of partial sums covers, at least
-constexpr int64_t kMaxChunks = 16;
-constexpr int64_t kGrain = 16 * 1024;  // elements worth a thread
-
-const TrainingKernels& kernels() {
+const TrainingKernels& active_training_kernels() {
 #if defined(__x86_64__)
   if (active_isa() == Isa::kAvx512Vnni) return avx512::training_kernels;
   if (active_isa() == Isa::kAvx2) return avx2::training_kernels;
 #endif
   return generic::training_kernels;
 }
+
+namespace {
+
+constexpr int64_t kTileBytes = 64 * 1024;   // of float32: an L1 cache's worth
+constexpr int64_t kChunkSize = 128 * 1024;  // elements that one set of partial sums covers, at least
+constexpr int64_t kMaxChunks = 16;
+constexpr int64_t kGrain = 16 * 1024;  // elements worth a thread
 
 Walk make_walk(const ChannelLayout& layout) {
   Walk walk;
@@ -136,7 +136,7 @@ void channel_statistics(const float* x, const ChannelLayout& layout, const Chann
   const std::vector<float> table = make_table(walk, origin.data());
   Partials<double> sums(walk, chunks, 0.0), squares(walk, chunks, 0.0);
   Partials<float> lows(walk, chunks, kInfinity), highs(walk, chunks, -kInfinity);
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.statistics({&walk, x, table.data(), sums.chunk(c), squares.chunk(c), lows.chunk(c), highs.chunk(c)}, begin,
                    end);
@@ -178,7 +178,7 @@ void tail_forward(const float* x, const ChannelLayout& layout, const Tail& tail,
   const Walk walk = make_walk(layout);
   const std::vector<float> gain = make_table(walk, tail.gain), shift = make_table(walk, tail.shift);
   const TailBounds bounds = bounds_of(tail);
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_tiles(walk, parallel, [&](int64_t begin, int64_t end) {
     run.forward({&walk, x, gain.data(), shift.data(), bounds, out.y, out.codes, words(out.pass)}, begin, end);
   });
@@ -193,7 +193,7 @@ Range integer_tail(const float* x, const ChannelLayout& layout, const Tail& tail
   const CodeBounds codes = activation_bounds(tail.activation, tail.grid);
   const auto step = [&](int32_t code) { return static_cast<float>(code - tail.grid.zero_point); };
   Partials<float> lows(walk, chunks, kInfinity), highs(walk, chunks, -kInfinity);
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.integer({&walk, x, gain.data(), shift.data(), step(codes.lo), step(codes.hi), bounds, out.y, out.codes,
                  words(out.pass), lows.chunk(c), highs.chunk(c)},
@@ -215,7 +215,7 @@ void tail_backward_sums(const float* grad, const uint8_t* pass, const float* x, 
   const Chunks chunks(walk);
   const std::vector<float> centre = x ? make_table(walk, mean) : std::vector<float>();
   Partials<double> sums(walk, chunks, 0.0), dots(walk, chunks, 0.0);
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.backward_sums({&walk, grad, words(pass), x, centre.data(), sums.chunk(c), dots.chunk(c)}, begin, end);
   });
@@ -235,7 +235,7 @@ void run_tail_backward(const float* grad, const uint8_t* pass, const float* x, c
   const std::vector<float> mean = table(gradient.mean), b = table(gradient.b), c = table(gradient.c);
   const std::vector<float> a = make_table(walk, gradient.a);
   const TailGradient tables{mean.data(), a.data(), b.data(), c.data()};
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_tiles(walk, parallel, [&](int64_t begin, int64_t end) {
     run.backward({&walk, grad, words(pass), x, tables, grad_x, bfloat16}, begin, end);
   });
@@ -255,7 +255,7 @@ void tail_backward(const float* grad, const uint8_t* pass, const float* x, const
 
 void read_codes(const uint8_t* codes, int64_t n, const Grid& grid, uint16_t* bfloat16, ParallelFor parallel) {
   const Walk walk = make_walk({n, 1, 1});
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_tiles(walk, parallel,
                  [&](int64_t begin, int64_t end) { run.read({&walk, codes, steps_of(grid), bfloat16}, begin, end); });
 }
@@ -264,7 +264,7 @@ CodesFound training_codes(const float* x, int64_t n, const Grid& grid, uint8_t* 
   const Walk walk = make_walk({n, 1, 1});
   const Chunks chunks(walk);
   std::vector<float> poison(chunks.count, 0.0f), error(chunks.count, 0.0f);
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.codes({&walk, x, steps_of(grid), codes, &poison[c], &error[c]}, begin, end);
   });
@@ -282,7 +282,7 @@ Range add_forward(const AddOperand& a, const AddOperand& b, int64_t n, const Add
   const TailBounds bounds = bounds_of({nullptr, nullptr, tail.activation, tail.output});
   const CodeBounds codes = activation_bounds(tail.activation, tail.output);
   const auto step = [&](int32_t code) { return static_cast<float>(code - tail.output.zero_point); };
-  const auto& run = kernels();
+  const auto& run = active_training_kernels();
   parallel_chunks(walk, chunks, parallel, [&](int64_t c, int64_t begin, int64_t end) {
     run.add({&walk, a, b, tail.alpha, steps_of(tail.a), steps_of(tail.b), tail.a_ratio, tail.b_ratio, step(codes.lo),
              step(codes.hi), bounds, out.y, out.codes, words(out.pass), &ranges[c], &poison[c]},

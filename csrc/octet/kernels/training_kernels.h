@@ -109,6 +109,13 @@ struct AddArgs {
   float* poison;  // becomes NaN where a value is not finite
 };
 
+// An output of a max pool that an input may have won: its channels, and the input's position in its window.
+struct PooledOutput {
+  const float* grad;
+  const uint8_t* winner;
+  uint8_t position;
+};
+
 struct TrainingKernels {
   void (*statistics)(const StatisticsArgs&, int64_t begin, int64_t end);
   void (*forward)(const ForwardArgs&, int64_t begin, int64_t end);
@@ -118,7 +125,13 @@ struct TrainingKernels {
   void (*codes)(const CodesArgs&, int64_t begin, int64_t end);
   void (*read)(const ReadArgs&, int64_t begin, int64_t end);
   void (*add)(const AddArgs&, int64_t begin, int64_t end);
+  // One position of a max pool, n channels: the largest of `count` inputs and which it was; the gradient of an input
+  // from the outputs that it may have won, in order.
+  void (*pool)(const float* const* x, int64_t count, int64_t n, float* y, uint8_t* winner);
+  void (*unpool)(const PooledOutput* outputs, int64_t count, int64_t n, float* grad_x);
 };
+
+const TrainingKernels& active_training_kernels();
 
 namespace generic {
 extern const TrainingKernels& training_kernels;

@@ -136,11 +136,26 @@ Tensor order_of(const Tensor& grad, const Optional& x) {
   return x ? in_order(grad, *x) : detail::channels_innermost(grad.to(at::kFloat));
 }
 
+// What the kernels write for a convolution's backward in `dtype`.
+at::ScalarType gradient_type(at::ScalarType dtype) { return dtype == at::kBFloat16 ? dtype : at::kFloat; }
+
+Tensor in_type(const Tensor& t, at::ScalarType dtype) { return t.scalar_type() == dtype ? t : t.to(dtype); }
+
+void write_gradient(const float* grad, const uint8_t* pass, const float* x, const kernels::TailGradient& tables,
+                    const kernels::ChannelLayout& layout, Tensor& grad_x) {
+  if (grad_x.scalar_type() == at::kBFloat16) {
+    auto* to = static_cast<uint16_t*>(grad_x.mutable_data_ptr());
+    return kernels::tail_backward(grad, pass, x, tables, layout, to, detail::torch_parallel);
+  }
+  kernels::tail_backward(grad, pass, x, tables, layout, grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
+}
+
 Backward frozen_cpu(const Tensor& raw_grad, const Tensor& pass, const Optional& x, const Tensor& mean,
                     const Tensor& var, const Optional& gamma, double eps, at::ScalarType dtype) {
   const Tensor grad = order_of(raw_grad, x);
   const kernels::ChannelLayout layout = layout_of(grad);
-  Tensor grad_x = at::empty_like(grad), grad_gamma = at::zeros_like(mean), grad_beta = at::zeros_like(mean);
+  Tensor grad_x = at::empty_like(grad, gradient_type(dtype)), grad_gamma = at::zeros_like(mean),
+         grad_beta = at::zeros_like(mean);
   const float* g = grad.const_data_ptr<float>();
   const uint8_t* bits = pass.const_data_ptr<uint8_t>();
   const float* vars = var.const_data_ptr<float>();
@@ -153,9 +168,8 @@ Backward frozen_cpu(const Tensor& raw_grad, const Tensor& pass, const Optional& 
     gain[c] *= inverse;
     dot[c] *= inverse;
   }
-  kernels::tail_backward(g, bits, nullptr, {nullptr, gain.data(), nullptr, nullptr}, layout,
-                         grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
-  return {dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
+  write_gradient(g, bits, nullptr, {nullptr, gain.data(), nullptr, nullptr}, layout, grad_x);
+  return {in_type(grad_x, dtype), grad_gamma, grad_beta};
 }
 
 Backward frozen_meta(const Tensor& grad, const Tensor&, const Optional& x, const Tensor& mean, const Tensor&,
@@ -172,8 +186,8 @@ Backward detail::block_tail_backward_cpu(const Tensor& raw_grad, const Tensor& p
   const Tensor x = in_order(raw_x, raw_x), grad = in_order(raw_grad, x);
   const kernels::ChannelLayout layout = layout_of(x);
   const int64_t channels = layout.channels;
-  const bool narrow = dtype == at::kBFloat16;
-  Tensor grad_x = overwrite_x && !narrow ? x : at::empty_like(x, narrow ? dtype : at::kFloat);
+  const bool in_place = overwrite_x && gradient_type(dtype) == at::kFloat;
+  Tensor grad_x = in_place ? x : at::empty_like(x, gradient_type(dtype));
   Tensor grad_gamma = at::zeros_like(mean), grad_beta = at::zeros_like(mean);  // an empty batch adds nothing
   const float* g = grad.const_data_ptr<float>();
   const float* data = x.const_data_ptr<float>();
@@ -183,26 +197,25 @@ Backward detail::block_tail_backward_cpu(const Tensor& raw_grad, const Tensor& p
   float* sum = grad_beta.mutable_data_ptr<float>();
   float* dot = grad_gamma.mutable_data_ptr<float>();
   kernels::tail_backward_sums(g, bits, data, means, layout, sum, dot, detail::torch_parallel);
-  const Tensor whole = detail::sum_over_processes(at::stack({grad_beta, grad_gamma}), group);
-  const float* whole_sum = whole.const_data_ptr<float>();
-  const float* whole_dot = whole_sum + channels;
+  Tensor whole;
+  const float *whole_sum = sum, *whole_dot = dot;
+  if (!group.empty()) {
+    whole = detail::sum_over_processes(at::stack({grad_beta, grad_gamma}), group);
+    whole_sum = whole.const_data_ptr<float>();
+    whole_dot = whole_sum + channels;
+  }
   std::vector<float> a = channel_values(gamma, channels, 1.0f), b(channels), c(channels);
-  const auto n = static_cast<float>(count.item<int64_t>());
+  const auto n = static_cast<float>(detail::read_one<int64_t>(count));
   for (int64_t i = 0; i < channels; ++i) {
     const float inverse = inverse_deviation(vars[i], eps);
     a[i] *= inverse;
-    dot[i] *= inverse;  // now gamma's gradient
     b[i] = -a[i] * inverse * (whole_dot[i] * inverse) / n;
     c[i] = -a[i] * whole_sum[i] / n;
+    dot[i] *= inverse;  // now gamma's gradient
   }
   const kernels::TailGradient tables{means, a.data(), b.data(), c.data()};
-  if (narrow) {
-    auto* to = static_cast<uint16_t*>(grad_x.mutable_data_ptr());
-    kernels::tail_backward(g, bits, data, tables, layout, to, detail::torch_parallel);
-  } else {
-    kernels::tail_backward(g, bits, data, tables, layout, grad_x.mutable_data_ptr<float>(), detail::torch_parallel);
-  }
-  return {narrow || dtype == at::kFloat ? grad_x : grad_x.to(dtype), grad_gamma, grad_beta};
+  write_gradient(g, bits, data, tables, layout, grad_x);
+  return {in_type(grad_x, dtype), grad_gamma, grad_beta};
 }
 
 detail::BatchStatistics detail::batch_statistics(const Tensor& x) {

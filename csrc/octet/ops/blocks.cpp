@@ -12,6 +12,8 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "octet/ops/common.h"
 #include "octet/ops/fake_quantize.h"
 #include "octet/ops/fold.h"
@@ -318,6 +320,29 @@ void update_batch_norm_any(Tensor running_mean, Tensor running_var, const Tensor
   running_var.copy_(at::where(some, (running_var * (1 - momentum)).add_(unbiased, momentum), running_var));
 }
 
+// One pass where the composition makes thirty kernel calls for each layer.
+void update_batch_norm_cpu(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
+                           const Tensor& count, double momentum) {
+  check_update(running_mean, running_var, mean, var, count);
+  const auto is_float = [](const Tensor& t) { return t.scalar_type() == at::kFloat; };
+  if (!is_float(running_mean) || !is_float(running_var) || !is_float(mean) || !is_float(var)) {
+    return update_batch_norm_any(running_mean, running_var, mean, var, count, momentum);
+  }
+  const auto n = static_cast<double>(detail::read_one<int64_t>(count));
+  if (n == 0) return;
+  const auto update = [&](Tensor& running, const Tensor& batch, double factor) {
+    auto* to = running.mutable_data_ptr<float>();
+    const auto* from = batch.const_data_ptr<float>();
+    for (int64_t c = 0; c < batch.numel(); ++c) {
+      float& value = to[c * running.stride(0)];
+      value = static_cast<float>((1 - momentum) * value + momentum * factor * from[c * batch.stride(0)]);
+    }
+    running.unsafeGetTensorImpl()->bump_version();
+  };
+  update(running_mean, mean, 1);
+  update(running_var, var, n / std::max(n - 1, 1.0));
+}
+
 void update_batch_norm_meta(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
                             const Tensor& count, double) {
   check_update(running_mean, running_var, mean, var, count);
@@ -442,6 +467,7 @@ TORCH_LIBRARY_FRAGMENT(octet, m) {
 TORCH_LIBRARY_IMPL(octet, CompositeExplicitAutograd, m) {
   m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_any));
 }
+TORCH_LIBRARY_IMPL(octet, CPU, m) { m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_cpu)); }
 TORCH_LIBRARY_IMPL(octet, Meta, m) { m.impl("update_batch_norm_", TORCH_FN(update_batch_norm_meta)); }
 
 }  // namespace octet

@@ -65,11 +65,13 @@ bool untouched(Range pending) {
   return pending.min == kInfinity && pending.max == -kInfinity;
 }
 
-Range read_range(const Tensor& min, const Tensor& max) { return {min.item<float>(), max.item<float>()}; }
+Range read_range(const Tensor& min, const Tensor& max) {
+  return {detail::read_one<float>(min), detail::read_one<float>(max)};
+}
 
 void write_range(const Tensor& min, const Tensor& max, Range range) {
-  min.fill_(range.min);
-  max.fill_(range.max);
+  detail::write_one(min, range.min);
+  detail::write_one(max, range.max);
 }
 
 void check_all(TensorList pending_min, TensorList pending_max, TensorList min, TensorList max, TensorList scale,
@@ -124,9 +126,9 @@ void commit_ranges_any(TensorList pending_min, TensorList pending_max, TensorLis
   const auto solved = solve_grids(make_problem(qmin, qmax, symmetric, component, products), ranges);
   for (size_t i = 0; i < min.size(); ++i) {
     if (ranges[i].empty()) continue;
-    scale[i].fill_(solved[i].grid.scale);
-    zero_point[i].fill_(solved[i].grid.zero_point);
-    steps[i].fill_(solved[i].steps);
+    detail::write_one(scale[i], solved[i].grid.scale);
+    detail::write_one(zero_point[i], solved[i].grid.zero_point);
+    detail::write_one(steps[i], solved[i].steps);
   }
 }
 

@@ -95,13 +95,29 @@ inline void check_output_codes(const char* op, int64_t zero_point, int64_t lo, i
               ")");
 }
 
+// A tensor of one element: on the CPU without the kernel call that `item` and `fill_` are, of which a training step
+// would make dozens for each block.
+template <class T>
+T read_one(const at::Tensor& t) {
+  return t.is_cpu() ? *t.const_data_ptr<T>() : t.item<T>();
+}
+template <class T>
+void write_one(const at::Tensor& t, T value) {
+  if (!t.is_cpu()) {
+    t.fill_(value);
+    return;
+  }
+  *t.mutable_data_ptr<T>() = value;
+  t.unsafeGetTensorImpl()->bump_version();
+}
+
 inline Grid read_grid(const char* op, const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin,
                       int64_t qmax) {
   check_grid(op, scale, zero_point);
   check_bounds(op, qmin, qmax);
-  const auto z = zero_point.item<int32_t>();
+  const auto z = read_one<int32_t>(zero_point);
   check_zero_point(op, z, qmin, qmax);
-  return {scale.item<float>(), z, static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
+  return {read_one<float>(scale), z, static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
 }
 
 // x without holes or overlap, any order of dimensions (so channels_last stays), with the strides empty_like(x) has.

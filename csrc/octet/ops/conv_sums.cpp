@@ -71,7 +71,7 @@ Codes input_codes_meta(const Tensor& x, const Tensor& scale, const Tensor&, int6
 Tensor read_codes_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point) {
   const Tensor codes = detail::dense(raw);
   Tensor x = at::empty_like(codes, at::kBFloat16);
-  const Grid grid{scale.item<float>(), zero_point.item<int32_t>()};
+  const Grid grid{detail::read_one<float>(scale), detail::read_one<int32_t>(zero_point)};
   kernels::read_codes(codes.const_data_ptr<uint8_t>(), codes.numel(), grid,
                       static_cast<uint16_t*>(x.mutable_data_ptr()), detail::torch_parallel);
   return x;
@@ -81,12 +81,10 @@ Tensor read_codes_meta(const Tensor& codes, const Tensor&, const Tensor&) {
   return at::empty_like(detail::dense(codes), at::kBFloat16);
 }
 
-// [O, I / groups, ...] dense, as PackedConv reads them.
-Tensor codes_of(const detail::WeightRows& weight) {
-  Tensor codes = at::empty_like(weight.rows(), at::kChar);
-  kernels::quantize(weight.rows().const_data_ptr<float>(), weight.layout(), weight.grids(),
-                    codes.mutable_data_ptr<int8_t>(), detail::torch_parallel);
-  return codes.contiguous();
+kernels::PackedConv pack(detail::WeightRows& weight, const kernels::ConvShape& shape) {
+  const Tensor codes = weight.codes();
+  return kernels::PackedConv(codes.const_data_ptr<int8_t>(), shape, detail::weight_order(codes), kernels::active_isa(),
+                             detail::torch_parallel);
 }
 
 Sums with_statistics(const Tensor& sums) {
@@ -110,13 +108,13 @@ class ConvOfCodes {
   ConvOfCodes(const Tensor& codes, const Tensor& scale, const Tensor& zero_point, const Tensor& raw_weight,
               const detail::WeightCodes& weight_codes, const detail::ConvArguments& conv)
       : codes_(codes),
-        zero_point_(zero_point.item<int32_t>()),
+        zero_point_(detail::read_one<int32_t>(zero_point)),
         sums_(detail::allocate_sums(codes, raw_weight, conv)),
         shape_(detail::conv_shape(codes, raw_weight, sums_, conv.stride, conv.padding, conv.dilation, conv.groups)),
         weight_(raw_weight, weight_codes.bits, weight_codes.per_channel),
-        packed_(codes_of(weight_).const_data_ptr<int8_t>(), shape_),
+        packed_(pack(weight_, shape_)),
         scales_(shape_.out_channels) {
-    const auto input_scale = scale.item<float>();
+    const auto input_scale = detail::read_one<float>(scale);
     for (int64_t c = 0; c < shape_.out_channels; ++c) scales_[c] = input_scale * weight_.scale(c);
   }
 
@@ -145,7 +143,7 @@ class ConvOfCodes {
 Sums conv_sums_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_point, const Optional& x,
                    const Optional& on_grid, const Tensor& raw_weight, int64_t weight_bits, bool per_channel,
                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  if (x && on_grid && !on_grid->item<bool>()) {
+  if (x && on_grid && !detail::read_one<bool>(*on_grid)) {
     return float_sums(*x, raw_weight, weight_bits, per_channel, stride, padding, dilation, groups);
   }
   const Tensor codes = detail::channels_innermost(raw);

@@ -5,10 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "octet/kernels/elementwise.h"
 #include "octet/ops/common.h"
 #include "octet/ops/fold.h"
-#include "octet/ops/parallel.h"
 #include "octet/ops/weight_rows.h"
 
 namespace octet {
@@ -18,11 +16,7 @@ using at::Tensor;
 namespace {
 
 Tensor forward_cpu(const Tensor& raw, int64_t bits, bool per_channel) {
-  const detail::WeightRows weight(raw, bits, per_channel);
-  Tensor y = at::empty_like(weight.rows());
-  kernels::fake_quantize(weight.rows().const_data_ptr<float>(), weight.layout(), weight.grids(),
-                         y.mutable_data_ptr<float>(), nullptr, detail::torch_parallel);
-  return y;
+  return detail::WeightRows(raw, bits, per_channel).fake_quantized();
 }
 
 Tensor forward_meta(const Tensor& weight, int64_t, bool) { return at::empty_like(detail::by_rows(weight)); }

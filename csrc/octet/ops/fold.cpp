@@ -5,11 +5,10 @@
 #include <torch/library.h>
 
 #include "octet/core/fold.h"
-#include "octet/kernels/elementwise.h"
 #include "octet/ops/common.h"
 #include "octet/ops/fake_quantize.h"
 #include "octet/ops/observe.h"
-#include "octet/ops/parallel.h"
+#include "octet/ops/weight_rows.h"
 
 namespace octet {
 
@@ -71,7 +70,7 @@ Folded fold_any(const Tensor& weight, const Optional& bias, const Optional& bn_w
   const auto device = weight.device();
   const detail::FoldedChannels folded = detail::fold_channels(weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps,
                                                               input_scale, output_scale, weight_bits, per_channel);
-  return {folded.codes.to(device), folded.bias.to(device), folded.multiplier.to(device)};
+  return {folded.codes.contiguous().to(device), folded.bias.to(device), folded.multiplier.to(device)};
 }
 
 Folded fold_meta(const Tensor& weight, const Optional& bias, const Optional& bn_weight, const Optional& bn_bias,
@@ -93,28 +92,24 @@ detail::FoldedChannels detail::fold_channels(const Tensor& weight, const Optiona
                                              int64_t weight_bits, bool per_channel) {
   check(weight, bias, bn_weight, bn_bias, bn_mean, bn_var, input_scale, output_scale);
   const GridSpec spec = checked_weight_spec(weight_bits);
-  const Tensor w = weight.to(at::kCPU, at::kFloat).contiguous();
-  const Tensor scales = std::get<0>(weight_grids(w, weight_bits, per_channel)).contiguous();
+  WeightRows w(weight.to(at::kCPU, at::kFloat), weight_bits, per_channel);
   const ChannelValues biases(bias, 0), gamma(bn_weight, 1), beta(bn_bias, 0), mean(bn_mean, 0), variance(bn_var, 1);
-  const auto sx = input_scale.item<float>(), sy = output_scale.item<float>();
-  const int64_t channels = w.size(0), taps = channels == 0 ? 0 : w.numel() / channels;
+  const auto sx = detail::read_one<float>(input_scale), sy = detail::read_one<float>(output_scale);
+  const int64_t channels = weight.size(0), taps = channels == 0 ? 0 : weight.numel() / channels;
 
-  FoldedChannels folded{at::empty_like(w, at::kChar), at::empty({channels}, at::kInt),
-                        at::empty({channels}, at::kFloat), std::vector<float>(channels), std::vector<float>(channels)};
-  const auto* from = w.const_data_ptr<float>();
-  const auto* s = scales.const_data_ptr<float>();
-  const std::vector<int32_t> zeros(channels, 0);
+  FoldedChannels folded{w.codes(), at::empty({channels}, at::kInt), at::empty({channels}, at::kFloat),
+                        std::vector<float>(channels), std::vector<float>(channels)};
+  const auto* from = w.rows().const_data_ptr<float>();
   auto* to = folded.codes.mutable_data_ptr<int8_t>();
   auto* b = folded.bias.mutable_data_ptr<int32_t>();
   auto* m = folded.multiplier.mutable_data_ptr<float>();
-  kernels::quantize(from, {1, channels, taps}, {s, zeros.data(), spec.qmin, spec.qmax}, to, torch_parallel);
   at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const auto affine =
           bn_mean ? batch_norm_affine(gamma[c], beta[c], mean[c], variance[c], bn_eps) : ChannelAffine();
-      const FoldedChannel channel = fold_channel(s[c], biases[c], affine, sx, sy);
+      const FoldedChannel channel = fold_channel(w.scale(c), biases[c], affine, sx, sy);
       if (channel.raised || affine.gain < 0) {
-        const Grid grid{s[c], 0, spec.qmin, spec.qmax};
+        const Grid grid{w.scale(c), 0, spec.qmin, spec.qmax};
         for (int64_t i = c * taps; i < (c + 1) * taps; ++i) {
           to[i] = static_cast<int8_t>(fold_weight(from[i], grid, affine.gain, channel));
         }

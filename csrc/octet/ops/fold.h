@@ -20,8 +20,8 @@ std::tuple<at::Tensor, at::Tensor> weight_grids(const at::Tensor& weight, int64_
 at::Tensor fake_quantize_weight(const at::Tensor& weight, int64_t bits, bool per_channel);
 
 namespace detail {
-// What fold() gives, dense on the CPU, and per channel the value that rounding the multiplier and the bias changes:
-// gain * (acc + bias) * multiplier + shift.
+// What fold() gives on the CPU, the codes dense by rows (weight_rows.h), and per channel the value that rounding the
+// multiplier and the bias changes: gain * (acc + bias) * multiplier + shift.
 struct FoldedChannels {
   at::Tensor codes, bias, multiplier;
   std::vector<float> gain, shift;

@@ -50,7 +50,7 @@ Forward forward_cpu(const Tensor& raw_a, const Tensor& raw_b, double alpha, int6
   const Tensor a = detail::dense(raw_a), b = in_order(raw_b, a.sym_strides());
   auto [y, pass, min, max] = allocate(a);
   const Tensor codes = at::empty_like(y, at::kByte);
-  const auto steps = [](const Tensor& t) { return static_cast<float>(t.item<int32_t>()); };
+  const auto steps = [](const Tensor& t) { return static_cast<float>(detail::read_one<int32_t>(t)); };
   kernels::AddTail tail;
   tail.a = detail::read_grid(kOp, a_scale, a_zero_point, a_qmin, a_qmax);
   tail.b = detail::read_grid(kOp, b_scale, b_zero_point, b_qmin, b_qmax);

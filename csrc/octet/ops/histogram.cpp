@@ -66,7 +66,7 @@ void check_add(const Tensor& counts, const Tensor& exponent, const Tensor& x, st
 // Makes room for what x holds; nothing if there is none, or not finite.
 std::optional<int32_t> widen(HistogramCounts counts, int32_t exponent, const Tensor& x) {
   const auto [low, high] = min_max(x);
-  const Range range{low.item<float>(), high.item<float>()};
+  const Range range{detail::read_one<float>(low), detail::read_one<float>(high)};
   if (range.empty() || !range.finite()) return std::nullopt;
   const int32_t needed = histogram_exponent(std::max(std::abs(range.min), std::abs(range.max)));
   coarsen(counts, needed - exponent);
@@ -188,7 +188,7 @@ void commit_histograms_any(TensorList counts, TensorList exponent, TensorList pe
     merge_histogram_any(counts[i], exponent[i], pending_counts[i], pending_exponent[i]);
     pending_counts[i].zero_();
     pending_exponent[i].fill_(kSmallestExponent);
-    const Range pending{pending_min[i].item<float>(), pending_max[i].item<float>()};
+    const Range pending{detail::read_one<float>(pending_min[i]), detail::read_one<float>(pending_max[i])};
     if (pending.empty() || !pending.finite()) continue;
     const auto [low, high] =
         histogram_range_any(counts[i], exponent[i], method[i], percentile[i], qmin[i], qmax[i], symmetric[i]);

@@ -31,7 +31,7 @@ template <bool kMeta>
 Numbers read_numbers(const char* op, int64_t activation, const GridRef& input, const GridRef& output) {
   if constexpr (kMeta) return {};
   const Grid x = detail::read_grid(op, input.scale, input.zero_point, input.qmin, input.qmax);
-  return {x.zero_point, x.scale, output.zero_point.item<int32_t>(), output.scale.item<float>(),
+  return {x.zero_point, x.scale, detail::read_one<int32_t>(output.zero_point), detail::read_one<float>(output.scale),
           detail::output_bounds(op, activation, output)};
 }
 
@@ -77,7 +77,8 @@ Tensor call_conv(const Tensor& x, const Tensor& weight, const Optional& bias, co
 
 // Rule 10: the ratios of steps, odd over odd.
 float ratio_of(const Tensor& steps, const Tensor& output_steps) {
-  return static_cast<float>(steps.item<int32_t>()) / static_cast<float>(output_steps.item<int32_t>());
+  return static_cast<float>(detail::read_one<int32_t>(steps)) /
+         static_cast<float>(detail::read_one<int32_t>(output_steps));
 }
 
 template <bool kMeta>
@@ -94,7 +95,7 @@ Tensor add_block_integer(const Tensor& a, const Tensor& b, double alpha, int64_t
     y = int8_add(qa, qb, 128, 1, 128, alpha, 128, 0, 255);
   } else {
     const Numbers n = read_numbers<kMeta>("add_block", activation, a_grid, output);
-    y = int8_add(qa, qb, n.x_zero_point, ratio_of(a_steps, output_steps), b_zero_point.item<int32_t>(),
+    y = int8_add(qa, qb, n.x_zero_point, ratio_of(a_steps, output_steps), detail::read_one<int32_t>(b_zero_point),
                  alpha * ratio_of(b_steps, output_steps), n.y_zero_point, n.bounds.lo, n.bounds.hi);
   }
   return dequantize_per_tensor(y, output_scale, output_zero_point);

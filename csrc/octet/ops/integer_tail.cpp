@@ -13,6 +13,7 @@
 #include "octet/ops/grid_codes.h"
 #include "octet/ops/nhwc.h"
 #include "octet/ops/parallel.h"
+#include "octet/ops/weight_rows.h"
 
 namespace octet {
 
@@ -45,13 +46,14 @@ Forward forward_cpu(const Tensor& raw, const Tensor& scale, const Tensor& zero_p
                     const Tensor& output_scale, const Tensor& output_zero_point, int64_t qmin, int64_t qmax,
                     bool observe) {
   const Tensor codes = detail::channels_innermost(raw);
-  const Grid input{scale.item<float>(), zero_point.item<int32_t>()};
+  const Grid input{detail::read_one<float>(scale), detail::read_one<int32_t>(zero_point)};
   check_products(weight, input);
   auto [y, pass, min, max] = allocate(codes, weight, {stride, padding, dilation, groups});
   const auto shape = detail::conv_shape(codes, weight, y, stride, padding, dilation, groups);
   const detail::FoldedChannels folded = detail::fold_channels(weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps,
                                                               scale, output_scale, weight_bits, per_channel);
-  const kernels::PackedConv packed(folded.codes.const_data_ptr<int8_t>(), shape);
+  const kernels::PackedConv packed(folded.codes.const_data_ptr<int8_t>(), shape, detail::weight_order(folded.codes),
+                                   kernels::active_isa(), detail::torch_parallel);
   kernels::ConvEpilogue epilogue;
   epilogue.bias = folded.bias.const_data_ptr<int32_t>();
   epilogue.multiplier = folded.multiplier.const_data_ptr<float>();

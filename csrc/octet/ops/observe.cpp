@@ -9,6 +9,7 @@
 #include <ATen/ops/minimum.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <limits>
 
 #include "octet/core/observer.h"
@@ -130,6 +131,16 @@ void merge_pending_any(Tensor pending_min, Tensor pending_max, const Tensor& min
   at::maximum_out(pending_max, pending_max, max);
 }
 
+void merge_pending_cpu(Tensor pending_min, Tensor pending_max, const Tensor& min, const Tensor& max) {
+  if (min.numel() != 1) return merge_pending_any(pending_min, pending_max, min, max);
+  check_ranges("merge_pending_", pending_min, pending_max, min, max);
+  const auto either_nan = [](float a, float b) { return std::isnan(a) ? a : b; };
+  const float low = detail::read_one<float>(pending_min), new_low = detail::read_one<float>(min);
+  const float high = detail::read_one<float>(pending_max), new_high = detail::read_one<float>(max);
+  detail::write_one(pending_min, low < new_low ? low : either_nan(low, new_low));
+  detail::write_one(pending_max, high > new_high ? high : either_nan(high, new_high));
+}
+
 void merge_pending_meta(Tensor pending_min, Tensor pending_max, const Tensor& min, const Tensor& max) {
   check_ranges("merge_pending_", pending_min, pending_max, min, max);
 }
@@ -140,9 +151,9 @@ void check_calculate_qparams(const Tensor& min, const Tensor& max, int64_t qmin,
 }
 
 Grid grid_of(Range range, const GridSpec& spec) {
-  if (!std::isnan(range.min) && !std::isnan(range.max) && !range.empty()) return grid_from_range(range, spec);
-  const float scale = std::isnan(range.min) || std::isnan(range.max) ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
-  return {scale, spec.symmetric ? (spec.qmin + spec.qmax) / 2 : spec.qmin, spec.qmin, spec.qmax};
+  if (!range.empty()) return grid_from_range(range, spec);
+  const int32_t zero_point = spec.symmetric ? (spec.qmin + spec.qmax) / 2 : spec.qmin;
+  return {scale_from_any_range(range, spec), zero_point, spec.qmin, spec.qmax};
 }
 
 Pair calculate_qparams_cpu(const Tensor& min, const Tensor& max, int64_t qmin, int64_t qmax, bool symmetric) {
@@ -213,6 +224,7 @@ TORCH_LIBRARY_IMPL(octet, CPU, m) {
   m.impl("min_max", TORCH_FN(min_max_cpu));
   m.impl("min_max_per_channel", TORCH_FN(min_max_per_channel_cpu));
   m.impl("update_range_", TORCH_FN(update_range_cpu));
+  m.impl("merge_pending_", TORCH_FN(merge_pending_cpu));
   m.impl("calculate_qparams", TORCH_FN(calculate_qparams_cpu));
 }
 

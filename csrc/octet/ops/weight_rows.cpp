@@ -1,23 +1,13 @@
 #include "octet/ops/weight_rows.h"
 
-#include <cmath>
-#include <limits>
+#include <ATen/ops/empty_like.h>
 
-#include "octet/core/grid.h"
+#include "octet/kernels/elementwise.h"
 #include "octet/ops/parallel.h"
 
 namespace octet::detail {
 
 using at::Tensor;
-
-namespace {
-
-float scale_of(float low, float high, const GridSpec& spec) {
-  if (std::isnan(low) || std::isnan(high)) return std::numeric_limits<float>::quiet_NaN();  // a diverged run shows
-  return low <= high ? scale_from_range({low, high}, spec) : 1.0f;
-}
-
-}  // namespace
 
 Tensor by_rows(const Tensor& weight) {
   const bool rows =
@@ -25,17 +15,40 @@ Tensor by_rows(const Tensor& weight) {
   return rows ? weight : weight.contiguous();
 }
 
-WeightRows::WeightRows(const Tensor& weight, int64_t bits, bool per_channel) : rows_(by_rows(weight)) {
-  const GridSpec spec = weight_spec(static_cast<int>(bits));
-  const int64_t channels = per_channel ? weight.size(0) : 1;
-  layout_ = {1, channels, channels == 0 ? 0 : weight.numel() / channels};
-  std::vector<float> low(channels), high(channels);
-  kernels::min_max(rows_.const_data_ptr<float>(), layout_, low.data(), high.data(), torch_parallel);
-  scale_.resize(channels);
-  for (int64_t c = 0; c < channels; ++c) scale_[c] = scale_of(low[c], high[c], spec);
-  zero_point_.assign(channels, 0);
-  qmin_ = spec.qmin;
-  qmax_ = spec.qmax;
+kernels::WeightOrder weight_order(const Tensor& codes) {
+  return codes.is_contiguous() ? kernels::WeightOrder::kTapsInnermost : kernels::WeightOrder::kChannelsInnermost;
+}
+
+WeightRows::WeightRows(const Tensor& weight, int64_t bits, bool per_channel)
+    : rows_(by_rows(weight)),
+      spec_(weight_spec(static_cast<int>(bits))),
+      scale_(per_channel ? static_cast<size_t>(weight.size(0)) : 1) {}
+
+Tensor WeightRows::codes() {
+  Tensor codes = at::empty_like(rows_, at::kChar);
+  quantize(codes.mutable_data_ptr<int8_t>(), nullptr);
+  return codes;
+}
+
+Tensor WeightRows::fake_quantized() {
+  Tensor values = at::empty_like(rows_);
+  quantize(nullptr, values.mutable_data_ptr<float>());
+  return values;
+}
+
+void WeightRows::quantize(int8_t* codes, float* values) {
+  const auto* x = rows_.const_data_ptr<float>();
+  const auto count = static_cast<int64_t>(scale_.size()), n = rows_.numel() / std::max<int64_t>(1, count);
+  if (count != 1) return kernels::quantize_rows(x, count, n, spec_, scale_.data(), codes, values, torch_parallel);
+  // One grid for all: threads share the row, which no cache holds.
+  Range range;
+  const kernels::ChannelLayout layout{1, 1, n};
+  kernels::min_max(x, layout, &range.min, &range.max, torch_parallel);
+  scale_[0] = scale_from_any_range(range, spec_);
+  const int32_t zero = 0;
+  const kernels::ChannelGrids grid{scale_.data(), &zero, spec_.qmin, spec_.qmax};
+  if (codes) kernels::quantize(x, layout, grid, codes, torch_parallel);
+  if (values) kernels::fake_quantize(x, layout, grid, values, nullptr, torch_parallel);
 }
 
 }  // namespace octet::detail

@@ -78,6 +78,17 @@ ConvShape shape2d(int64_t batch, int64_t in, int64_t out, int64_t size, int64_t 
 
 enum class Data { kRandom, kExtreme };
 
+std::vector<int8_t> channels_innermost(const std::vector<int8_t>& w, const ConvShape& s) {
+  const int64_t taps = s.taps(), channels = s.in_per_group();
+  std::vector<int8_t> moved(w.size());
+  for (int64_t o = 0; o < s.out_channels; ++o) {
+    for (int64_t i = 0; i < taps * channels; ++i) {
+      moved[o * taps * channels + i % taps * channels + i / taps] = w[o * taps * channels + i];
+    }
+  }
+  return moved;
+}
+
 void check_conv(const ConvShape& s, Random& random, Data data = Data::kRandom) {
   const int64_t depth = s.in_per_group() * s.taps(), size = s.batch * s.pixels() * s.out_channels;
   auto x = random.integers<uint8_t>(s.batch * s.in_pixels() * s.in_channels, 0, 255);
@@ -103,7 +114,9 @@ void check_conv(const ConvShape& s, Random& random, Data data = Data::kRandom) {
   if (random.coin()) e.residual = &residual;
 
   const auto expected = reference::conv(s, x, w, e);
-  const PackedConv packed(w.data(), s);
+  const WeightOrder order = random.coin() ? WeightOrder::kTapsInnermost : WeightOrder::kChannelsInnermost;
+  if (order == WeightOrder::kChannelsInnermost) w = channels_innermost(w, s);
+  const PackedConv packed(w.data(), s, order, active_isa(), threaded);
   ASSERT_EQ(packed.isa(), active_isa());
   const std::string what =
       std::string(packed.kernel_name()) + " " +
@@ -241,7 +254,7 @@ TEST(Conv, PackedWeightsKeepTheirIsa) {
   const ConvShape s = shape2d(1, 16, 16, 4, 3, 1, 1);
   const std::vector<int8_t> w(16 * 16 * 9, 1);
   const Isa best = available_isas().back();
-  const PackedConv packed(w.data(), s, best);
+  const PackedConv packed(w.data(), s, WeightOrder::kTapsInnermost, best);
   force_isa("generic");
   EXPECT_EQ(packed.isa(), best);
   EXPECT_GE(packed.bytes(), w.size());
