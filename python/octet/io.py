@@ -67,7 +67,10 @@ def _load(path: str | os.PathLike[str]) -> QATModel | Int8Model:
     if content.get("version") != _VERSION:
         raise FileError(f"load: {path}: must have format version {_VERSION} (got {content.get('version')})")
     try:
-        return decode(json.loads(content["model"]), content["tensors"], _KINDS[content["kind"]])
+        model = decode(json.loads(content["model"]), content["tensors"], _KINDS[content["kind"]])
+        if isinstance(model, Int8Model):
+            model.lowered()  # now rather than in the first call
+        return model
     except FileError as error:
         raise FileError(f"load: {path}: {error}") from error
     except Exception as error:  # what a changed file makes the reader raise has many types
