@@ -20,8 +20,36 @@ namespace {
 using namespace octet::kernels;
 using Clock = std::chrono::steady_clock;
 
-constexpr const char* kNames[] = {"relayout", "quantize", "dequantize", "conv",  "linear", "add",     "mul",
-                                  "max_pool", "avg_pool", "adaptive",   "table", "cat",    "flatten", "batch_norm"};
+constexpr const char* kNames[] = {"relayout",
+                                  "quantize",
+                                  "dequantize",
+                                  "conv",
+                                  "linear",
+                                  "add",
+                                  "mul",
+                                  "max_pool",
+                                  "avg_pool",
+                                  "adaptive",
+                                  "table",
+                                  "cat",
+                                  "flatten",
+                                  "batch_norm",
+                                  "conv_transpose",
+                                  "",
+                                  "",
+                                  "",
+                                  "",
+                                  "",
+                                  "permute",
+                                  "reshape",
+                                  "slice",
+                                  "chunk",
+                                  "pad",
+                                  "upsample",
+                                  "transpose",
+                                  "select",
+                                  "pixel_shuffle",
+                                  "channel_shuffle"};
 
 struct Arrays {
   std::vector<int64_t> words;

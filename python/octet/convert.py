@@ -15,7 +15,7 @@ from .errors import StateDictError
 from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ToFloat, int8
 from .nn.block import Activation
-from .patterns import DROPOUTS, PADS, activation_of, is_getitem, keeps_grid, tied_operands
+from .patterns import DROPOUTS, activation_of, is_getitem, is_zero_pad, keeps_grid, tied_operands
 from .prepare import ROOT, QATModel, Row, check_state
 from .readiness import check_ready
 
@@ -213,8 +213,8 @@ class _Converter:
         """The INT8 module of a node that compares values or brings its own zeros; None for one that only moves them."""
         if isinstance(module, MaxPool):
             return module.to_int8()
-        if node.target in PADS:
-            return int8.Pad(list(node.args[1]), int(grid.zero_point))
+        if is_zero_pad(node, module):
+            return int8.Pad(list(module.padding if module else node.args[1]), int(grid.zero_point))
         if activation_of(node, self.modules) is Activation.RELU:
             return int8.Clamp(max(grid.qmin, int(grid.zero_point)), grid.qmax)
         return None

@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 
 from . import _C, ops
 from .capture import ModuleGraph
+from .network_moves import FLATTEN, Writer, move_writer
 from .nn import int8
 from .nn.fake_quantize import keeping_dtype
 
 _GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 _VERSION = 1  # kProgramVersion, and below the opcodes, of csrc/octet/kernels/network.h
 _QUANTIZE, _DEQUANTIZE, _CONV, _LINEAR, _ADD, _MUL, _MAX_POOL = range(1, 8)
-_AVG_POOL, _ADAPTIVE, _TABLE, _CAT, _FLATTEN, _NORM = range(8, 14)
+_AVG_POOL, _ADAPTIVE, _TABLE, _CAT, _, _NORM = range(8, 14)
 
 
 class Network(nn.Module):
@@ -316,8 +317,6 @@ def _fused_convolutions(part: list[fx.Node], outputs: set[fx.Node], model: fx.Gr
 
 # How each module or call is written. A writer takes the program and the node.
 
-Writer = Callable[[_ProgramWriter, fx.Node], None]
-
 
 def _triple(values: list[int] | tuple[int, ...], missing: int) -> list[int]:
     return [missing] * (3 - len(values)) + list(values)
@@ -388,7 +387,7 @@ def _write_adaptive(program: _ProgramWriter, node: fx.Node, pool: int8.AdaptiveA
 
 def _write_mean(program: _ProgramWriter, node: fx.Node) -> None:
     _write_adaptive(program, node, program.module(node)[0])
-    program.step(node, _FLATTEN, program.index[node], 1, -1)
+    program.step(node, FLATTEN, program.index[node], 1, -1)
 
 
 def _write_clamp(program: _ProgramWriter, node: fx.Node) -> None:
@@ -400,10 +399,6 @@ def _write_clamp(program: _ProgramWriter, node: fx.Node) -> None:
 def _write_cat(program: _ProgramWriter, node: fx.Node, dim: int) -> None:
     tensors = [program.index[n] for n in node.args[0]]
     program.step(node, _CAT, dim, len(tensors), tensors)
-
-
-def _write_flatten(program: _ProgramWriter, node: fx.Node, start: int, end: int) -> None:
-    program.step(node, _FLATTEN, program.values(node), start, end)
 
 
 _MODULES: dict[type[nn.Module], Writer] = {
@@ -429,31 +424,15 @@ def _writer(node: fx.Node, model: fx.GraphModule) -> Writer | None:
         return _MODULES[type(module)]
     if isinstance(module, int8.Cat):
         return _cat_writer(module.dim)
-    if isinstance(module, nn.Flatten):
-        return _flatten_writer(module.start_dim, module.end_dim)
     if isinstance(module, nn.Sequential) and [type(m) for m in module] == [int8.AdaptiveAvgPool, nn.Flatten]:
         return _write_mean
-    return _function_writer(node)
-
-
-def _function_writer(node: fx.Node) -> Writer | None:
-    if node.op != "call_function" or node.kwargs:
-        return None
-    aten = torch.ops.aten
-    target = getattr(node.target, "overloadpacket", node.target)
-    if target is aten.cat:
+    if getattr(node.target, "overloadpacket", node.target) is torch.ops.aten.cat and not node.kwargs:
         return _cat_writer(node.args[1] if len(node.args) > 1 else 0)
-    if target is aten.flatten:
-        return _flatten_writer(*[*node.args[1:], *(0, -1)[len(node.args) - 1 :]])
-    return None
+    return move_writer(node, module)
 
 
 def _cat_writer(dim: int) -> Writer | None:
     return None if dim == 0 else lambda program, node: _write_cat(program, node, dim)
-
-
-def _flatten_writer(start: int, end: int) -> Writer | None:
-    return None if start == 0 else lambda program, node: _write_flatten(program, node, start, end)
 
 
 def _module(node: Any, model: fx.GraphModule) -> nn.Module | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.nn.modules.padding import _ConstantPadNd
 
 from . import nn as qnn
 from .nn.block import Activation
@@ -70,6 +71,8 @@ MOVING_MODULES = (
     nn.ChannelShuffle,
     *DROPOUTS,
     qnn.MaxPool,
+    qnn.int8.Reshape,
+    qnn.int8.UpsampleNearest,
 )
 PADS = (_aten.pad, _aten.constant_pad_nd)
 
@@ -102,7 +105,7 @@ def keeps_grid(node: Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the values that `node` gives are values that it reads, or zeros. Of max pools only octet's: see fuse."""
     module = modules[node.target] if node.op == "call_module" else None
     moves = node.target in MOVES or type(module) in MOVING_MODULES
-    return moves or is_zero_pad(node) or is_nearest(module)
+    return moves or is_zero_pad(node, module) or is_nearest(module)
 
 
 def max_pool_dims(node: Node, module: nn.Module | None) -> int:
@@ -181,14 +184,68 @@ def average_pool(node: Node, module: nn.Module | None) -> tuple[type[qnn.Block],
     return qnn.AVERAGE_POOLS[dims], (*spread, *args[3:])
 
 
-def is_zero_pad(node: Node) -> bool:
+def is_zero_pad(node: Node, module: nn.Module | None) -> bool:
+    if isinstance(module, _ConstantPadNd):
+        return module.value == 0
     if node.target not in PADS:
         return False
     named = node.kwargs
+    value = node.args[0].meta.get("val")
+    if value is not None and len(node.args[1]) >= 2 * value.dim():  # the batch too
+        return False
     if node.target is _aten.pad:
         mode, value = (*node.args[2:], *(named.get("mode", "constant"), named.get("value"))[len(node.args) - 2 :])
         return mode == "constant" and value in (None, 0)
     return (node.args[2] if len(node.args) > 2 else named.get("value", 0)) == 0
+
+
+_RESHAPES = (_aten.reshape, _aten.reshape_as, _aten.squeeze, _aten.unflatten, _aten.unsqueeze)
+_UPSAMPLES = (_aten.upsample_nearest1d, _aten.upsample_nearest2d, _aten.upsample_nearest3d)
+# Where ops that move values have their dimensions.
+_DIMS = {
+    _aten.cat: (1,),
+    _aten.chunk: (2,),
+    _aten.flatten: (1, 2),
+    _aten.narrow: (1,),
+    _aten.permute: (1,),
+    _aten.select: (1,),
+    _aten.slice: (1,),
+    _aten.split: (2,),
+    _aten.split_with_sizes: (2,),
+    _aten.swapaxes: (1, 2),
+    _aten.transpose: (1, 2),
+    _aten.unbind: (1,),
+}
+
+
+def plain_move(node: Node, module: nn.Module | None) -> nn.Module | None:
+    """The module that does what a node on a grid does, in terms that networks take as one step with any batch.
+
+    None where the node itself is such; its dimensions are counted from the front then.
+    """
+    packet = getattr(node.target, "overloadpacket", node.target)
+    if packet in _RESHAPES or type(module) is nn.Unflatten:
+        return _plain_reshape(node.args[0].meta["val"].shape, node.meta["val"].shape)
+    if packet in _UPSAMPLES or is_nearest(module):
+        return _plain_upsample(node.args[0].meta["val"].shape, node.meta["val"].shape)
+    if packet in _DIMS:
+        rank = tied_operands(node)[0].meta["val"].dim()
+        count = lambda d: [e % rank for e in d] if isinstance(d, (list, tuple)) else d % rank  # noqa: E731
+        node.args = tuple(count(arg) if i in _DIMS[packet] else arg for i, arg in enumerate(node.args))
+    return None
+
+
+def _plain_reshape(before: torch.Size, after: torch.Size) -> nn.Module | None:
+    sizes = list(after[1:])
+    same_batch = bool(before) and bool(after) and str(before[0]) == str(after[0])
+    return qnn.int8.Reshape(sizes) if same_batch and all(isinstance(size, int) for size in sizes) else None
+
+
+def _plain_upsample(before: torch.Size, after: torch.Size) -> nn.Module | None:
+    pairs = list(zip(after[2:], before[2:], strict=True))
+    if not all(isinstance(a, int) and isinstance(b, int) and b > 0 and a % b == 0 for a, b in pairs):
+        return None
+    return qnn.int8.UpsampleNearest([a // b for a, b in pairs])
 
 
 def is_nearest(module: nn.Module | None) -> bool:

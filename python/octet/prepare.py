@@ -18,7 +18,7 @@ from .grids import GridPlan, island_reasons, plan_grids
 from .network import LoweredGraph
 from .nn import Block, FakeQuantize, MaxPool, ReLU6, ToFloat
 from .nn.grid_set import GridSet
-from .patterns import MAX_POOL_FUNCTIONS, MAX_POOLS, label, max_pool_windows
+from .patterns import MAX_POOL_FUNCTIONS, MAX_POOLS, label, max_pool_windows, plain_move
 from .spec import Recipe, Spec
 
 ROOT = "octet"
@@ -286,6 +286,8 @@ class _Builder:
             self._call_instead(node, ReLU6(self._grid(node, None)))
         elif type(module) in MAX_POOLS or node.target in MAX_POOL_FUNCTIONS:
             self._call_instead(node, MaxPool(*max_pool_windows(node, module)))
+        elif (plain := plain_move(node, module)) is not None:
+            self._call_instead(node, plain)
 
     def _call_instead(self, node: Node, module: nn.Module) -> None:
         name = node.meta["octet_name"]

@@ -59,6 +59,16 @@ enum class Opcode : int64_t {
   kCat = 11,
   kFlatten = 12,
   kBatchNorm = 13,
+  kPermute = 20,
+  kReshape = 21,
+  kSlice = 22,
+  kChunk = 23,
+  kPad = 24,
+  kUpsampleNearest = 25,
+  kTranspose = 26,
+  kSelect = 27,
+  kPixelShuffle = 28,
+  kChannelShuffle = 29,
 };
 
 // What weights were packed for: their position in Program::weights, then the shape without batch and sizes. Two

@@ -28,6 +28,22 @@ bool order_matters(const TensorType& type) {
 
 }  // namespace
 
+std::vector<int64_t> dense_strides(const TensorType& type) {
+  const std::vector<int64_t>& sizes = type.sizes;
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  const auto next = [&](size_t d) {
+    strides[d] = step;
+    step *= sizes[d];
+  };
+  const bool channels_last = type.channels_last && sizes.size() > 2;
+  if (channels_last) next(1);
+  for (size_t d = sizes.size(); d-- > 0;) {
+    if (!(channels_last && d == 1)) next(d);
+  }
+  return strides;
+}
+
 std::string to_string(std::span<const int64_t> sizes) {
   std::string text = "[";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
@@ -92,16 +108,35 @@ const Value& NetworkBuilder::value(int64_t index) const {
   return values_[static_cast<size_t>(index)];
 }
 
-const Value& NetworkBuilder::codes(int64_t index) const {
+const Value& NetworkBuilder::codes(int64_t index) {
   const Value& found = value(index);
   if (found.type.element != Element::kCodes) refuse("input must be codes (uint8), got float32");
+  if (found.dense()) return found;
+  const bool channels_last = found.strides.size() > 2 && found.strides[1] < found.strides.back();
+  return values_[static_cast<size_t>(index)] = in_order(found, channels_last);
+}
+
+Value NetworkBuilder::view(int64_t index) const {
+  Value found = value(index);
+  if (found.type.element != Element::kCodes) refuse("input must be codes (uint8), got float32");
+  if (found.dense()) found.strides = dense_strides(found.type);
   return found;
 }
 
 Value NetworkBuilder::in_order(const Value& value, bool channels_last) {
-  if (value.type.channels_last == channels_last) return value;
+  if (value.dense() && value.type.channels_last == channels_last) return value;
   TensorType type = value.type;
   type.channels_last = channels_last;
+  if (!value.dense()) {
+    const std::vector<int64_t> to = dense_strides(type);
+    std::vector<CopyAxis> axes;
+    for (size_t d = 0; d < to.size(); ++d) axes.push_back({type.sizes[d], value.strides[d], to[d]});
+    return emit({value.buffer}, type, [=, x = value.buffer, offset = value.offset](int y) {
+      return [=](Memory memory, ParallelFor parallel) {
+        copy_codes(axes, codes_in(memory, x) + offset, codes_out(memory, y), parallel);
+      };
+    });
+  }
   if (!order_matters(type)) return {type, value.buffer};
   const int64_t batch = type.sizes[0];
   int64_t rows = type.sizes[1];
@@ -151,9 +186,10 @@ std::shared_ptr<const void* const> NetworkBuilder::weights_after(const PackedCon
 }
 
 Value NetworkBuilder::add_output(int64_t index) {
-  Value result = value(index);
-  // An input handed through, or one buffer handed out twice: the caller still gets memory of its own.
-  if (buffers_[static_cast<size_t>(result.buffer)].external) {
+  Value result = value(index).dense() ? value(index) : codes(index);
+  // An input handed through, one buffer handed out twice, or a part of one: the caller still gets memory of its own.
+  const Buffer& buffer = buffers_[static_cast<size_t>(result.buffer)];
+  if (buffer.external || buffer.bytes != result.type.bytes()) {
     const auto bytes = static_cast<int64_t>(result.type.bytes());
     result = emit({result.buffer}, result.type, [=, x = result.buffer](int y) {
       return [=](Memory memory, ParallelFor parallel) {

@@ -36,11 +36,19 @@ using BoundStep = std::function<void(Memory memory, ParallelFor parallel)>;
 inline const uint8_t* codes_in(Memory memory, int buffer) { return reinterpret_cast<const uint8_t*>(memory[buffer]); }
 inline uint8_t* codes_out(Memory memory, int buffer) { return reinterpret_cast<uint8_t*>(memory[buffer]); }
 
-// A value: a type, and the buffer that holds it. Several values may look at one buffer (flatten moves nothing).
+// A value: a type, and the buffer that holds it. Several values may look at one buffer (flatten moves nothing), and
+// codes may be a view that is not dense: then with steps, by dimension, from `offset` on.
 struct Value {
   TensorType type;
   int buffer = 0;
+  std::vector<int64_t> strides{};  // empty: dense in the type's order
+  int64_t offset = 0;
+
+  bool dense() const { return strides.empty(); }
 };
+
+// The steps of a dense value.
+std::vector<int64_t> dense_strides(const TensorType& type);
 
 // A piece of memory, alive from the step that writes it to the last that reads it.
 struct Buffer {
@@ -58,10 +66,11 @@ class NetworkBuilder {
   void add_input(const TensorType& type);
   void add_step(WordReader& words);
 
-  // Reading values. codes() refuses floats; in_order() gives the value in the wanted memory order, moving it if need
-  // be.
+  // Reading values. codes() refuses floats and makes views dense, view() says the steps of any; in_order() gives the
+  // value in the wanted memory order, moving it if need be.
   const Value& value(int64_t index) const;
-  const Value& codes(int64_t index) const;
+  const Value& codes(int64_t index);
+  Value view(int64_t index) const;
   Value in_order(const Value& value, bool channels_last);
   // All on one memory order: channels last if any of them is.
   std::vector<Value> in_common_order(std::vector<Value> values);
@@ -112,8 +121,10 @@ class NetworkBuilder {
   std::shared_ptr<const void*> after_last_;
 };
 
-// Reads one step's arguments, adds it, gives its value. One function per opcode, in network_steps.cpp.
+// Reads one step's arguments, adds it, gives its value. One function per opcode, in network_steps.cpp and, of those
+// that only move codes, in network_moves.cpp.
 Value bind_step(Opcode opcode, WordReader& words, NetworkBuilder& builder);
+Value bind_move(Opcode opcode, WordReader& words, NetworkBuilder& builder);
 
 [[noreturn]] inline void refuse(const std::string& what) { throw std::invalid_argument(what); }
 

@@ -402,24 +402,6 @@ Value bind_cat(WordReader& words, NetworkBuilder& builder) {
   });
 }
 
-// x, start_dim, end_dim (both may count from the end; start_dim not the batch)
-Value bind_flatten(WordReader& words, NetworkBuilder& builder) {
-  Value x = builder.in_order(builder.codes(words.next()), false);
-  const auto rank = static_cast<int64_t>(x.type.sizes.size());
-  int64_t start = words.next(), end = words.next();
-  start = start < 0 ? start + rank : start;
-  end = end < 0 ? end + rank : end;
-  if (start < 1 || end < start || end >= rank) {
-    refuse("flatten: dims must lie in [1, " + std::to_string(rank) + ") (got " + std::to_string(start) + " to " +
-           std::to_string(end) + ")");
-  }
-  auto& sizes = x.type.sizes;
-  const auto first = sizes.begin() + start;
-  *first = std::accumulate(first, sizes.begin() + end + 1, int64_t{1}, std::multiplies<>());
-  sizes.erase(first + 1, sizes.begin() + end + 1);
-  return x;
-}
-
 }  // namespace
 
 Value bind_step(Opcode opcode, WordReader& words, NetworkBuilder& builder) {
@@ -446,10 +428,20 @@ Value bind_step(Opcode opcode, WordReader& words, NetworkBuilder& builder) {
       return bind_table(words, builder);
     case Opcode::kCat:
       return bind_cat(words, builder);
-    case Opcode::kFlatten:
-      return bind_flatten(words, builder);
     case Opcode::kBatchNorm:
       return bind_batch_norm(words, builder);
+    case Opcode::kFlatten:
+    case Opcode::kPermute:
+    case Opcode::kReshape:
+    case Opcode::kSlice:
+    case Opcode::kChunk:
+    case Opcode::kPad:
+    case Opcode::kUpsampleNearest:
+    case Opcode::kTranspose:
+    case Opcode::kSelect:
+    case Opcode::kPixelShuffle:
+    case Opcode::kChannelShuffle:
+      return bind_move(opcode, words, builder);
   }
   refuse("the program has the unknown opcode " + std::to_string(static_cast<int64_t>(opcode)));
 }

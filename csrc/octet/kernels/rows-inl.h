@@ -167,6 +167,7 @@ static void max_codes_row(const uint8_t* const* x, int64_t count, int64_t n, uin
   int64_t at = 0;
   for (; at + 64 <= n; at += 64) max_codes_at<Bytes64>(x, count, at, y);
   for (; at + 16 <= n; at += 16) max_codes_at<Bytes16>(x, count, at, y);
+  if (at < n && n >= 16) return max_codes_at<Bytes16>(x, count, n - 16, y);  // some of them once more
   for (; at < n; ++at) max_codes_at<uint8_t>(x, count, at, y);
 }
 

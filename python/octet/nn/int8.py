@@ -311,3 +311,31 @@ class Pad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.constant_pad_nd(x, self.pad, self.zero_point)
+
+
+class Reshape(nn.Module):
+    """Other sizes behind the batch, whose size is free. Codes or floats."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape([x.size(0)] + self.sizes)  # noqa: RUF005 (TorchScript knows no stars)
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}"
+
+
+class UpsampleNearest(nn.Module):
+    """Every value again and again along the spatial dimensions. Codes or floats."""
+
+    def __init__(self, factors: list[int]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=[float(f) for f in self.factors], mode="nearest")
+
+    def extra_repr(self) -> str:
+        return f"factors={self.factors}"
